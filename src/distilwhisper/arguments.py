@@ -1,0 +1,130 @@
+"""Training arguments: Transformers' own, plus what distillation adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import Seq2SeqTrainingArguments
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Sections 4.2 and B.1: 80,000 updates of 256 samples on one GPU; with n GPUs divide the accumulation by n.
+    "paper": {
+        "temperature": 2.0,
+        "kl_weight": 0.8,
+        "pl_weight": 1.0,
+        "timestamp_probability": 0.5,
+        "condition_on_prev_probability": 0.0,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 500,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "max_steps": 80_000,
+        "per_device_train_batch_size": 32,
+        "gradient_accumulation_steps": 8,
+        "gradient_checkpointing": True,
+        "bf16": True,
+        "eval_strategy": "steps",
+        "eval_steps": 5_000,
+        "save_steps": 5_000,
+    },
+    # The published scripts swap the two weights and keep timestamps less often.
+    "reference": {
+        "temperature": 2.0,
+        "kl_weight": 1.0,
+        "pl_weight": 0.8,
+        "timestamp_probability": 0.2,
+        "condition_on_prev_probability": 0.2,
+    },
+}
+"""Named settings: ``paper`` (arXiv 2311.00430) and ``reference`` (the weights of the published scripts)."""
+
+
+@dataclass
+class DistillationTrainingArguments(Seq2SeqTrainingArguments):
+    """``Seq2SeqTrainingArguments`` with the settings of distillation.
+
+    Some inherited defaults differ: ``learning_rate`` 1e-4, ``predict_with_generate`` on and ``metric_for_best_model`` "wer"
+    with it (the loss may fall while the word error rate rises), ``remove_unused_columns`` and
+    ``ddp_find_unused_parameters`` off, ``logging_nan_inf_filter`` off (it makes the host wait for the device at every
+    step), ``use_cache`` on (written into the saved config; training never caches).
+
+    Attributes:
+        temperature: Softens teacher and student in the KL term; its gradient is scaled by ``T^2``.
+        kl_weight: Weight of KL(teacher, student). At 0 no teacher is needed.
+        pl_weight: Weight of the cross-entropy on the pseudo-labels.
+        mse_weight: Weight of the squared difference of mapped decoder hidden states (paper eq. 10, 11).
+        freeze_encoder: Keep the encoder as it is and run it without gradients.
+        timestamp_probability: Share of the samples with timestamps that keep them, drawn anew each epoch.
+        condition_on_prev_probability: Share of the samples with previous text that get it as prompt, drawn anew each epoch.
+        language: Language of labels that do not say theirs; also of the evaluation's transcripts.
+        task: ``transcribe`` or ``translate``, likewise.
+        audio_column: Column of the recordings.
+        transcript_column: Column of the pseudo-labels.
+        text_column: Column of the reference transcripts, for evaluation.
+        prompt_column: Column of previous text (token ids or text); rows without one are not prompted.
+        max_label_length: Longest sequence of prompt and label, in tokens.
+        loss_chunk_size: Rows of logits alive at a time in the loss; default: by device.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (paper: 1e-4)."})
+    predict_with_generate: bool = field(default=True, metadata={"help": "Transcribe in evaluation, to report WER."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Columns go to the collator."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All trained parameters are used."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: it synchronises at every step."})
+    use_cache: bool = field(default=True, metadata={"help": "What the saved config says; training never caches."})
+
+    temperature: float = field(default=2.0, metadata={"help": "Temperature of the KL term."})
+    kl_weight: float = field(default=0.8, metadata={"help": "Weight of KL(teacher, student); 0 needs no teacher."})
+    pl_weight: float = field(default=1.0, metadata={"help": "Weight of the pseudo-label cross-entropy."})
+    mse_weight: float = field(default=0.0, metadata={"help": "Weight of the MSE of mapped decoder hidden states."})
+    freeze_encoder: bool = field(default=True, metadata={"help": "Do not train the encoder."})
+    timestamp_probability: float = field(default=0.5, metadata={"help": "Share of samples that keep timestamps."})
+    condition_on_prev_probability: float = field(
+        default=0.2, metadata={"help": "Share of samples, of those with previous text, that are prompted with it."}
+    )
+    language: str | None = field(default=None, metadata={"help": "Language of labels that do not say theirs."})
+    task: str = field(default="transcribe", metadata={"help": "transcribe or translate."})
+    audio_column: str = field(default="audio", metadata={"help": "Column of the recordings."})
+    transcript_column: str = field(default="whisper_transcript", metadata={"help": "Column of the pseudo-labels."})
+    text_column: str = field(default="text", metadata={"help": "Column of the references, for evaluation."})
+    prompt_column: str = field(default="whisper_prompt", metadata={"help": "Column of previous text."})
+    max_label_length: int = field(default=448, metadata={"help": "Longest prompt + label, in tokens."})
+    loss_chunk_size: int | None = field(default=None, metadata={"help": "Rows of logits alive at a time."})
+
+    def __post_init__(self) -> None:
+        """Check the values and fill in what follows from them."""
+        for name in ("timestamp_probability", "condition_on_prev_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        for name in ("kl_weight", "pl_weight", "mse_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.kl_weight == self.pl_weight == self.mse_weight == 0:
+            raise ValueError("kl_weight, pl_weight and mse_weight are all 0: nothing would be learned")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, not {self.temperature}")
+        if self.metric_for_best_model is None and self.predict_with_generate:
+            self.metric_for_best_model, self.greater_is_better = "wer", False
+        super().__post_init__()
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term of the loss compares with the teacher."""
+        return self.kl_weight > 0 or self.mse_weight > 0
+
+    @classmethod
+    def from_preset(cls, preset: str, **overrides: Any) -> DistillationTrainingArguments:
+        """Return the arguments of a preset, with changes.
+
+        Args:
+            preset: ``paper`` or ``reference``; see ``PRESETS``.
+            **overrides: Arguments that replace or add to the preset's.
+
+        Raises:
+            ValueError: For an unknown preset.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {sorted(PRESETS)}, not {preset!r}")
+        return cls(**{**PRESETS[preset], **overrides})

@@ -1,0 +1,247 @@
+"""Whatever stands in an audio column, read as mono float32 samples, or refused with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+from datasets import Audio
+
+Samples = npt.NDArray[np.float32]
+DatasetT = TypeVar("DatasetT")
+
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
+# Files that were written to a pipe state no length, and libsndfile then reports nearly 2 ** 63 frames.
+UNKNOWN_FRAMES = 2**40
+BLOCK_S = 60
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used.
+
+    Attributes:
+        reason: ``missing``, ``unreadable``, ``empty``, ``not_finite``, ``too_long``, ``bad_rate`` or ``bad_type``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        # Both go to `args`: a DataLoader worker pickles its exceptions.
+        super().__init__(reason, message)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+def load_audio(value: Any, sampling_rate: int = 16_000, *, max_duration_s: float | None = None) -> Samples:
+    """Read a recording, average its channels and resample it.
+
+    Args:
+        value: A path, URL or the bytes of a file; ``{"bytes", "path"}`` or ``{"array", "sampling_rate"}`` of
+            ``datasets``; a torchcodec ``AudioDecoder``; ``(samples, rate)``; or samples as an array, list or tensor,
+            taken to be at ``sampling_rate``. In samples with two axes the shorter axis holds the channels; integers
+            of 8, 16 and 32 bits are PCM.
+        sampling_rate: Rate of the result, in Hz.
+        max_duration_s: Refuse what is longer, in seconds; a recording of exactly this length is taken.
+
+    Returns:
+        Samples in [-1, 1] as float32, ``[samples]``.
+
+    Raises:
+        AudioError: If there is no usable recording; its ``reason`` says why in one word.
+    """
+    samples, rate = _read(value, sampling_rate, max_duration_s)
+    mono = _mono(samples)
+    if mono.size and max_duration_s is not None and len(mono) > round(max_duration_s * rate):
+        raise AudioError(
+            "too_long", f"the recording is longer than {max_duration_s:g} s; cut it into pieces first"
+        )
+    if not np.isfinite(mono).all():
+        raise AudioError("not_finite", "the recording holds samples that are NaN or infinite")
+    if mono.size and rate != sampling_rate:
+        mono = soxr.resample(mono, rate, sampling_rate)
+    if not mono.size:
+        raise AudioError("empty", "the recording holds no samples")
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def audio_duration(value: Any, sampling_rate: int = 16_000) -> float | None:
+    """Return the duration of a recording in seconds, from its header where it has one; None if that says nothing.
+
+    Args:
+        value: As for :func:`load_audio`.
+        sampling_rate: Rate of samples that come without one, in Hz.
+    """
+    if hasattr(value, "get_all_samples"):
+        return value.metadata.duration_seconds  # type: ignore[no-any-return]
+    try:
+        source = _source(value)
+        if isinstance(source, (bytes, Path)):
+            info = soundfile.info(_openable(source))
+            return info.frames / info.samplerate if 0 <= info.frames < UNKNOWN_FRAMES else None
+        samples, rate = _read(source, sampling_rate, None)
+    except (AudioError, soundfile.SoundFileError):
+        return None
+    return max(samples.shape, default=0) / rate if samples.size else 0.0
+
+
+def undecoded(dataset: DatasetT, audio_column: str = "audio") -> DatasetT:
+    """Return the dataset with its audio column left as files: reading a row then needs no torchcodec.
+
+    Args:
+        dataset: A ``Dataset``, ``IterableDataset`` or a dict of them.
+        audio_column: The column; anything but an ``Audio`` feature is left as it is.
+
+    Raises:
+        ValueError: If the dataset is known to have no such column.
+    """
+    if isinstance(dataset, dict):
+        return type(dataset)({name: undecoded(part, audio_column) for name, part in dataset.items()})
+    features = dataset.features  # type: ignore[attr-defined]
+    if features is None:  # a stream of unknown columns yields what its source yields
+        return dataset
+    if audio_column not in features:
+        raise ValueError(f"the dataset has no column {audio_column!r}; it has {sorted(features)}")
+    feature = features[audio_column]
+    if not isinstance(feature, Audio) or not feature.decode:
+        return dataset
+    return dataset.cast_column(audio_column, replace(feature, decode=False))  # type: ignore[attr-defined,no-any-return]
+
+
+def _read(value: Any, sampling_rate: int, max_duration_s: float | None) -> tuple[npt.NDArray[Any], float]:
+    """Return samples with one or two axes, of any number type, and their rate."""
+    source = _source(value)
+    if isinstance(source, (bytes, Path)):
+        return _read_file(source, max_duration_s)
+    if hasattr(source, "get_all_samples"):
+        return _read_decoder(source)
+    rate: Any = sampling_rate
+    if isinstance(source, dict):
+        source, rate = source["array"], source["sampling_rate"]
+    elif (
+        isinstance(source, tuple) and len(source) == 2 and np.ndim(source[1]) == 0 and np.ndim(source[0]) > 0
+    ):
+        source, rate = source
+    return _as_array(source), _checked_rate(rate)
+
+
+def _source(value: Any) -> Any:
+    """Reduce files to bytes or a ``Path`` that exists; pass samples and decoders on."""
+    if isinstance(value, dict) and value.get("array") is None:
+        value = value["path"] if value.get("bytes") is None and "path" in value else value.get("bytes")
+    if value is None:
+        raise AudioError("missing", "there is no recording: neither bytes nor a path nor samples are given")
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, str) and "://" in value:
+        return _download(value)
+    if isinstance(value, (str, Path)):
+        if not Path(value).is_file():
+            raise AudioError("missing", f"there is no file {str(value)!r}")
+        return Path(value)
+    return value
+
+
+def _download(url: str) -> bytes:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            return bytes(file.read())
+    except (OSError, ValueError, ImportError) as error:
+        raise AudioError("missing", f"{url!r} cannot be fetched: {error}") from error
+
+
+def _openable(source: bytes | Path) -> BytesIO | str:
+    return BytesIO(source) if isinstance(source, bytes) else str(source)
+
+
+def _read_file(source: bytes | Path, max_duration_s: float | None) -> tuple[npt.NDArray[Any], float]:
+    if source == b"":
+        raise AudioError("empty", "the recording is a file of 0 bytes")
+    try:
+        with soundfile.SoundFile(_openable(source)) as file:
+            rate = _checked_rate(file.samplerate)
+            limit = np.inf if max_duration_s is None else max_duration_s * rate
+            # Block by block: a header may promise any length, and an over-long file is not worth reading to its end.
+            blocks = [np.zeros((0, file.channels), dtype=np.float32)]
+            while sum(map(len, blocks)) <= limit:
+                blocks.append(file.read(int(BLOCK_S * rate), dtype="float32", always_2d=True))
+                if not len(blocks[-1]):
+                    break
+            return np.concatenate(blocks), rate
+    except soundfile.SoundFileError as error:
+        return _read_with_torchcodec(source, error)
+
+
+def _read_with_torchcodec(source: bytes | Path, error: Exception) -> tuple[npt.NDArray[Any], float]:
+    """Read the formats that soundfile lacks (m4a, webm)."""
+    try:
+        from torchcodec.decoders import AudioDecoder
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as missing:  # a torchcodec without its ffmpeg fails in all three ways
+        hint = "; formats such as m4a need torchcodec: pip install 'distilwhisper[torchcodec]'"
+        raise AudioError("unreadable", f"the recording cannot be read: {error}{hint}") from missing
+    try:
+        decoder = AudioDecoder(source if isinstance(source, bytes) else str(source))
+    except (OSError, RuntimeError, ValueError) as failure:
+        raise AudioError("unreadable", f"the recording cannot be read: {failure}") from failure
+    return _read_decoder(decoder)
+
+
+def _read_decoder(decoder: Any) -> tuple[npt.NDArray[Any], float]:
+    try:
+        samples = decoder.get_all_samples()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise AudioError("unreadable", f"the recording cannot be decoded: {error}") from error
+    return _as_array(samples.data).T, _checked_rate(samples.sample_rate)
+
+
+def _as_array(samples: Any) -> npt.NDArray[Any]:
+    if hasattr(samples, "detach"):  # a tensor; numpy has no bfloat16
+        samples = samples.detach().cpu()
+        samples = (samples.float() if samples.is_floating_point() else samples).numpy()
+    try:
+        array = np.asarray(samples)
+    except ValueError as error:  # lists of unequal lengths
+        raise AudioError("bad_type", f"the samples form no array: {error}") from error
+    if array.ndim not in (1, 2):
+        raise AudioError(
+            "bad_type", f"samples have one axis, or two with the channels, not the shape {array.shape}"
+        )
+    return array
+
+
+def _checked_rate(rate: Any) -> float:
+    if not isinstance(rate, (int, float, np.number)) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        allowed = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz"
+        raise AudioError(
+            "bad_rate", f"a sampling rate of {rate!r} Hz makes no sense for speech; allowed are {allowed}"
+        )
+    return float(rate)
+
+
+def _mono(samples: npt.NDArray[Any]) -> Samples:
+    kind, size = samples.dtype.kind, samples.dtype.itemsize
+    if samples.size == 0:
+        return np.zeros(0, dtype=np.float32)
+    if kind == "i" and size <= 4:
+        samples = samples / np.float32(2 ** (8 * size - 1))
+    elif kind == "u" and size == 1:
+        samples = (samples - np.float32(128)) / np.float32(128)
+    elif kind != "f":
+        raise AudioError(
+            "bad_type", f"samples of type {samples.dtype} are no PCM; give floats in [-1, 1] or int16"
+        )
+    if samples.ndim == 2:
+        samples = samples.mean(axis=int(np.argmin(samples.shape)))
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+        return samples.astype(np.float32)

@@ -1,0 +1,249 @@
+"""From rows of a data set to the tensors of a training or evaluation step."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distilwhisper.audio import AudioError, load_audio
+from distilwhisper.tokens import WhisperTokens
+
+logger = logging.getLogger(__name__)
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row on its way to the collator.
+
+    Attributes:
+        row: The columns.
+        index: Its position in the data set, its name in random draws and messages if it has no ``id``.
+        epoch: The pass over the data, for draws that change from epoch to epoch.
+        evaluation: Whether the target is the reference text and nothing is random.
+    """
+
+    row: Mapping[str, Any]
+    index: int = 0
+    epoch: int = 0
+    evaluation: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name of the sample: its ``id``, else its index."""
+        identity = self.row.get("id")
+        return str(self.index if identity is None else identity)
+
+
+class Label(NamedTuple):
+    """What a row says should be written: token ids of text and timestamps, and the prefix they belong to."""
+
+    ids: list[int]
+    language: str | None
+    task: str | None
+    complete: bool
+
+
+class DataCollatorForDistillation:
+    """Reads audio, makes log-mel features, and builds decoder inputs and labels.
+
+    A sequence is ``[<|startofprev|> previous text] <|startoftranscript|> language task [<|notimestamps|>] text
+    <|endoftext|>``. Labels cover what follows ``<|startoftranscript|>``; prompt, start and padding are ignored. A label that
+    was cut off at the teacher's length limit gets no ``<|endoftext|>``, so that the student does not learn to stop early.
+
+    Timestamps and prompts are drawn from ``(seed, epoch, sample)``: anew each epoch, the same after a resume, whatever the
+    number of workers and processes.
+
+    Args:
+        processor: A ``WhisperProcessor``.
+        language: Language of rows that do not say theirs (column ``whisper_language``, or a label with special tokens).
+            Default: the tokenizer's language, else English, said in the log.
+        task: ``transcribe`` or ``translate``, likewise.
+        timestamp_probability: Share of the samples with timestamps that keep them.
+        condition_on_prev_probability: Share of the samples with previous text that are prompted with it.
+        max_label_length: Longest sequence, in tokens (448 for the published models).
+        multilingual: Whether prefixes name language and task; default: by the size of the vocabulary.
+        audio_column: Column of the recordings.
+        transcript_column: Column of the pseudo-labels, clean or with special and timestamp tokens.
+        text_column: Column of the reference transcripts; the target of evaluation samples, and of rows without a label.
+        prompt_column: Column of previous text, as token ids or text; ``condition_on_prev`` of the published data sets is
+            read too.
+        pad_to_multiple_of: Round the length of the label rows up.
+        seed: Seed of the random draws.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        language: str | None = None,
+        task: str = "transcribe",
+        timestamp_probability: float = 0.5,
+        condition_on_prev_probability: float = 0.2,
+        max_label_length: int = 448,
+        multilingual: bool | None = None,
+        audio_column: str = "audio",
+        transcript_column: str = "whisper_transcript",
+        text_column: str = "text",
+        prompt_column: str = "whisper_prompt",
+        pad_to_multiple_of: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.tokens = WhisperTokens.from_tokenizer(self.tokenizer, multilingual=multilingual)
+        self.language = language or getattr(self.tokenizer, "language", None)
+        self.task = task
+        self.timestamp_probability = timestamp_probability
+        self.condition_on_prev_probability = condition_on_prev_probability
+        self.max_label_length = max_label_length
+        self.audio_column, self.transcript_column = audio_column, transcript_column
+        self.text_column, self.prompt_column = text_column, prompt_column
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.seed = seed
+        if self.language is None and self.tokens.multilingual:
+            self.language = "en"
+            logger.warning("no language was given: labels that do not say theirs are taken to be English")
+
+    def __call__(self, samples: Sequence[Sample | Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return the batch.
+
+        Args:
+            samples: Rows, or ``Sample`` objects, which carry epoch and index along.
+
+        Returns:
+            ``input_features`` ``[batch, mels, frames]``, ``decoder_input_ids`` ``[batch, tokens]`` and ``labels``
+            ``[batch, tokens]`` (padded with -100); for evaluation also ``prefix_ids`` ``[batch, prefix]``, from which to
+            generate, and ``reference_ids`` ``[batch, text]``, the untruncated reference (padded with -100).
+
+        Raises:
+            ValueError: If a recording or a label cannot be used; the message names the sample.
+        """
+        wrapped = [sample if isinstance(sample, Sample) else Sample(sample, index) for index, sample in enumerate(samples)]
+        sequences = [self.sequence(sample) for sample in wrapped]
+        length = max(len(ids) for ids, _ in sequences) - 1
+        length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        batch = {
+            "input_features": self._features(wrapped),
+            "decoder_input_ids": _pad([ids[:-1] for ids, _ in sequences], self.tokens.end_of_text, length),
+            "labels": _pad([_labels(ids, prompt) for ids, prompt in sequences], IGNORE_INDEX, length),
+        }
+        if wrapped[0].evaluation:
+            references = [self._encode(sample.row[self.text_column] or "") for sample in wrapped]
+            batch["reference_ids"] = _pad(references, IGNORE_INDEX)
+            batch["prefix_ids"] = torch.tensor([self._prefix(self.label(sample), timestamps=False) for sample in wrapped])
+        return batch
+
+    def sequence(self, sample: Sample) -> tuple[list[int], int]:
+        """Return the token ids of a sample, prompt and prefix included, and how many of them are the prompt's.
+
+        Raises:
+            ValueError: If the label alone is longer than ``max_label_length``.
+        """
+        label = self.label(sample)
+        keep_timestamps, use_prompt = (False, False) if sample.evaluation else self._draw(sample)
+        ids = label.ids
+        timestamps = keep_timestamps and any(map(self.tokens.is_timestamp, ids))
+        if not timestamps:
+            ids = self.tokens.without_timestamps(ids)
+        target = self._prefix(label, timestamps=timestamps) + ids + ([self.tokens.end_of_text] if label.complete else [])
+        if sample.evaluation:
+            target = target[: self.max_label_length]
+        if len(target) > self.max_label_length:
+            raise ValueError(
+                f"sample {sample.key!r}: its label has {len(target)} tokens, the model takes {self.max_label_length}; "
+                "leave the sample out or cut the recording into shorter ones"
+            )
+        prompt = self._prompt(sample, len(target), timestamps=timestamps) if use_prompt else []
+        return prompt + target, len(prompt)
+
+    def label(self, sample: Sample) -> Label:
+        """Return what the row says should be written: its tokens, its transcript, or its text.
+
+        Raises:
+            ValueError: If it says nothing.
+        """
+        row = sample.row
+        said = (row.get("whisper_language"), row.get("whisper_task"))
+        if sample.evaluation:
+            return Label(self._encode(row[self.text_column] or ""), *said, complete=True)
+        if row.get("whisper_tokens") is not None:
+            return Label(list(row["whisper_tokens"]), *said, complete=not row.get("whisper_capped"))
+        text = row.get(self.transcript_column)
+        if text is None:
+            text = row.get(self.text_column)
+        if text is None:
+            raise ValueError(
+                f"sample {sample.key!r} has neither {self.transcript_column!r} nor {self.text_column!r}: label the data "
+                f"with PseudoLabeler first, or name the right columns (it has {sorted(row)})"
+            )
+        if "<|" not in text:
+            return Label(self._encode(text), *said, complete=not row.get("whisper_capped"))
+        return self._parse(self._encode(text), *said)
+
+    def _parse(self, ids: list[int], language: str | None, task: str | None) -> Label:
+        # A published label: special tokens, and perhaps timestamps, written out in its text.
+        languages = {token: code for code, token in self.tokens.languages.items()}
+        tasks = {token: task for task, token in self.tokens.tasks.items()}
+        language = language or next((languages[token] for token in ids if token in languages), None)
+        task = task or next((tasks[token] for token in ids if token in tasks), None)
+        return Label(self.tokens.text_and_timestamps(ids), language, task, complete=True)
+
+    def _prefix(self, label: Label, *, timestamps: bool) -> list[int]:
+        return self.tokens.prefix(label.language or self.language, label.task or self.task, timestamps=timestamps)
+
+    def _prompt(self, sample: Sample, target_length: int, *, timestamps: bool) -> list[int]:
+        previous = sample.row.get(self.prompt_column)
+        if previous is None:
+            previous = sample.row.get("condition_on_prev")
+        if previous is None or len(previous) == 0:
+            return []
+        ids = self._encode(previous) if isinstance(previous, str) else list(previous)
+        ids = self.tokens.text_and_timestamps(ids)
+        if not timestamps:
+            ids = self.tokens.without_timestamps(ids)
+        # Half of the window at most, and never at the expense of the label: the oldest words go first.
+        room = min(self.max_label_length // 2, self.max_label_length - target_length) - 1
+        return [self.tokens.start_of_prev, *ids[-room:]] if ids and room > 0 else []
+
+    def _draw(self, sample: Sample) -> tuple[bool, bool]:
+        name = zlib.crc32(sample.key.encode())
+        timestamps, prompt = np.random.default_rng((self.seed, sample.epoch, name)).random(2)
+        return timestamps < self.timestamp_probability, prompt < self.condition_on_prev_probability
+
+    def _features(self, samples: Sequence[Sample]) -> Tensor:
+        extractor = self.processor.feature_extractor
+        recordings = []
+        for sample in samples:
+            try:
+                recordings.append(
+                    load_audio(
+                        sample.row[self.audio_column], extractor.sampling_rate, max_duration_s=extractor.chunk_length
+                    )
+                )
+            except (AudioError, KeyError) as error:
+                raise ValueError(f"sample {sample.key!r}: no audio from column {self.audio_column!r}: {error}") from error
+        features: Tensor = extractor(recordings, sampling_rate=extractor.sampling_rate, return_tensors="pt").input_features
+        return features
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+
+def _labels(ids: list[int], prompt_length: int) -> list[int]:
+    # ids[prompt_length] is <|startoftranscript|>: given, never predicted.
+    return [IGNORE_INDEX] * prompt_length + ids[prompt_length + 1 :]
+
+
+def _pad(rows: Sequence[list[int]], value: int, length: int | None = None) -> Tensor:
+    length = max(map(len, rows)) if length is None else length
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])

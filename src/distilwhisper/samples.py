@@ -1,0 +1,157 @@
+"""Data sets as the trainer reads them: rows that know their epoch, in an order that is a function of seed and epoch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from distilwhisper.audio import undecoded
+from distilwhisper.collator import DataCollatorForDistillation, Sample
+
+logger = logging.getLogger(__name__)
+
+
+class _Epoch:
+    """The current epoch, in shared memory: persistent data loader workers see it change."""
+
+    def __init__(self) -> None:
+        self._value = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def get(self) -> int:
+        return int(self._value)
+
+    def set(self, epoch: int) -> None:
+        self._value.fill_(epoch)
+
+
+class MapSamples(Dataset[Sample]):
+    """Rows of a map-style data set as ``Sample`` objects.
+
+    Args:
+        dataset: A ``datasets.Dataset`` or any sequence of rows.
+        audio_column: Column of the recordings, left undecoded here: the collator reads it.
+        evaluation: Whether the samples are for evaluation.
+        rows: Positions of the rows to use; default: all.
+    """
+
+    def __init__(
+        self, dataset: Any, audio_column: str, *, evaluation: bool = False, rows: Sequence[int] | None = None
+    ) -> None:
+        self.dataset = undecoded(dataset, audio_column) if hasattr(dataset, "features") else dataset
+        self.rows = np.arange(len(dataset)) if rows is None else np.asarray(rows)
+        self.evaluation = evaluation
+        self.epoch = _Epoch()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Sample:
+        index = int(self.rows[position])
+        return Sample(self.dataset[index], index, self.epoch.get(), self.evaluation)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the samples carry."""
+        self.epoch.set(epoch)
+
+
+class StreamedSamples(IterableDataset[Sample]):
+    """Rows of a streaming data set as ``Sample`` objects; rows without a usable label are skipped and counted.
+
+    Args:
+        dataset: A ``datasets.IterableDataset`` or any iterable of rows.
+        collator: Says which labels are usable.
+        evaluation: Whether the samples are for evaluation.
+    """
+
+    def __init__(self, dataset: Any, collator: DataCollatorForDistillation, *, evaluation: bool = False) -> None:
+        self.dataset = undecoded(dataset, collator.audio_column) if hasattr(dataset, "features") else dataset
+        self.collator = collator
+        self.evaluation = evaluation
+        self.epoch = _Epoch()
+
+    def __iter__(self) -> Iterator[Sample]:
+        skipped = 0
+        for index, row in enumerate(self.dataset):
+            sample = Sample(row, index, self.epoch.get(), self.evaluation)
+            if self.evaluation or _problem(sample, self.collator) is None:
+                yield sample
+            else:
+                skipped += 1
+        if skipped:
+            logger.warning("%d streamed samples had no usable label and were skipped", skipped)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the samples carry, and reshuffle a data set that shuffles."""
+        self.epoch.set(epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+
+class EpochSampler(Sampler[int]):
+    """A shuffle that is a function of (seed, epoch), and that tells the samples their epoch.
+
+    Accelerate calls a sampler's ``set_epoch`` with one process and with many, but the data set's only with one.
+
+    Args:
+        samples: What is sampled from.
+        seed: Seed of the shuffle.
+    """
+
+    def __init__(self, samples: MapSamples, seed: int) -> None:
+        self.samples = samples
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.samples))
+        return iter(order.tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+        self.samples.set_epoch(epoch)
+
+
+def usable_rows(dataset: Any, collator: DataCollatorForDistillation) -> list[int]:
+    """Return the positions of the rows whose label can be trained on; what is left out is counted in the log by reason.
+
+    Only label columns are read, never audio. A row is left out if it has no label or if its label does not fit into the
+    decoder, which would otherwise end the training in the middle of an epoch.
+
+    Raises:
+        ValueError: If no row can be used.
+    """
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None:
+        wanted = {"id", "whisper_tokens", "whisper_capped", "whisper_language", "whisper_task"}
+        wanted |= {collator.transcript_column, collator.text_column}
+        dataset = dataset.select_columns([column for column in columns if column in wanted])
+    reasons: dict[str, int] = {}
+    rows = []
+    for index in range(len(dataset)):
+        reason = _problem(Sample(dataset[index], index), collator)
+        if reason is None:
+            rows.append(index)
+        else:
+            reasons[reason] = reasons.get(reason, 0) + 1
+    if reasons:
+        logger.warning("%d of %d samples are left out of the training: %s", len(dataset) - len(rows), len(dataset), reasons)
+    if not rows:
+        raise ValueError(f"none of the {len(dataset)} training samples can be used: {reasons or 'the data set is empty'}")
+    return rows
+
+
+def _problem(sample: Sample, collator: DataCollatorForDistillation) -> str | None:
+    try:
+        collator.sequence(sample)
+    except ValueError as error:
+        return "label too long" if "tokens" in str(error) else "no label"
+    return None

@@ -1,0 +1,88 @@
+import json
+import math
+
+import jiwer
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distilwhisper.metrics import (
+    ErrorCounts,
+    count_character_errors,
+    count_repeated_ngrams,
+    count_word_errors,
+    word_error_rate,
+)
+from distilwhisper.normalizers import get_normalizer
+
+sentences = st.lists(st.sampled_from("a b c dd".split()), max_size=8).map(" ".join)
+pairs = st.lists(st.tuples(sentences, sentences), min_size=1, max_size=6)
+
+
+def test_hits_substitutions_insertions_and_deletions_of_a_pair_worked_out_by_hand():
+    counts = count_word_errors("the cat sat on the mat", "the cat sit on mat now")
+    assert counts == ErrorCounts(hits=4, substitutions=1, insertions=1, deletions=1, samples=1)
+    assert (counts.reference_words, counts.errors) == (6, 3)
+    assert (counts.wer, counts.ser, counts.ier, counts.der) == (3 / 6, 1 / 6, 1 / 6, 1 / 6)
+
+
+def test_any_white_space_separates_words():
+    assert count_word_errors("a\tb\n c", " a  b c ").wer == 0
+
+
+def test_empty_references_count_insertions():
+    """Guards P4: empty references are counted, neither dropped nor fatal."""
+    counts = count_word_errors(" ", "thank you")
+    assert counts == ErrorCounts(insertions=2, samples=1)
+    assert counts.wer == counts.ier == math.inf
+    assert counts.der == 0
+    assert count_word_errors("", "") == ErrorCounts(samples=1)
+    assert count_word_errors("", "").wer == 0
+    assert count_word_errors("a b", "") == ErrorCounts(deletions=2, samples=1)
+
+
+def test_characters_include_the_spaces_between_words():
+    assert count_character_errors("ab c", "ab  c") == ErrorCounts(hits=4, samples=1)
+    assert count_character_errors("ab c", "abc") == ErrorCounts(hits=3, deletions=1, samples=1)
+
+
+@given(pairs)
+def test_counts_of_pairs_add_up_to_the_counts_of_the_whole(pairs):
+    references, hypotheses = map(list, zip(*pairs, strict=True))
+    total = sum((count_word_errors(*pair) for pair in pairs), ErrorCounts())
+    oracle = jiwer.process_words(references, hypotheses)
+    assert total == ErrorCounts(
+        oracle.hits, oracle.substitutions, oracle.insertions, oracle.deletions, len(pairs)
+    )
+    if total.reference_words:
+        assert word_error_rate(references, hypotheses) == oracle.wer
+        assert math.isclose(total.wer, total.ser + total.ier + total.der)
+
+
+def test_the_rate_of_a_set_is_not_the_mean_of_its_rates():
+    assert word_error_rate(["a", "a b c d"], ["b", "a b c d"]) == 1 / 5
+
+
+def test_a_normaliser_is_applied_to_both_sides():
+    assert word_error_rate(["It's Colour"], ["it is color!"], get_normalizer("en")) == 0
+
+
+def test_as_many_hypotheses_as_references_are_needed():
+    with pytest.raises(ValueError, match="2 references but 1 hypotheses"):
+        word_error_rate(["a", "b"], ["a"])
+
+
+def test_json_has_counts_and_rates_and_no_infinity():
+    assert json.loads((ErrorCounts(3, 1, 0, 0, 1)).to_json()) == {
+        "hits": 3, "substitutions": 1, "insertions": 0, "deletions": 0, "samples": 1,
+        "reference_words": 4, "wer": 0.25, "ier": 0.0, "ser": 0.25, "der": 0.0,
+    }  # fmt: skip
+    assert json.loads(count_word_errors("", "a").to_json())["wer"] is None
+
+
+def test_repeated_ngrams_are_counted_over_the_running_text():
+    assert count_repeated_ngrams(["a b c d e f"]) == 0
+    assert count_repeated_ngrams(["a b a b a", "b a b"], n=5) == 2
+    assert count_repeated_ngrams(["one two"], n=5) == 0
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        count_repeated_ngrams(["a"], n=0)
