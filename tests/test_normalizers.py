@@ -1,8 +1,9 @@
 import subprocess
 import sys
+import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
@@ -55,7 +56,9 @@ def test_a_mark_that_follows_no_letter_is_a_symbol():
     assert get_normalizer("de")("ja \u2764\ufe0f \u0301 nein").split() == ["ja", "nein"]
 
 
-@pytest.mark.parametrize(("language", "text"), [("zh", "你好。"), ("ja", "こんに"), ("th", "ภาษา"), ("lo", "ພາສາ")])
+@pytest.mark.parametrize(
+    ("language", "text"), [("zh", "你好。"), ("ja", "こんに"), ("th", "ภาษา"), ("lo", "ພາສາ")]
+)
 def test_languages_without_spaces_are_compared_letter_by_letter(language, text):
     """Guards F3: the letters of a text are kept, marks included, and stand apart."""
     normalized = get_normalizer(language)(text)
@@ -63,19 +66,17 @@ def test_languages_without_spaces_are_compared_letter_by_letter(language, text):
     assert normalized.replace(" ", "") == text.rstrip("。")
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=["Mn", "Mc", "Me", "Cs"]), max_size=30))
+@given(st.text(max_size=30))
 def test_text_without_combining_marks_is_normalised_as_by_whisper(text):
-    # Lower-casing and NFKC may make marks out of other characters; those texts are the exception under test above.
-    whisper = BasicTextNormalizer()
-    ours = get_normalizer("de")(text)
-    if not any(ours != whisper(character) for character in ()) and ours.isascii():
-        assert ours == whisper(text)
+    composed = unicodedata.normalize("NFKC", text.lower())
+    assume(not any(unicodedata.category(character)[0] == "M" for character in composed))
+    assert get_normalizer("de")(text) == BasicTextNormalizer()(text)
 
 
 def test_special_tokens_prompts_and_what_follows_the_end_are_stripped():
     label = (
-        "<|startofprev|> Earlier words.<|startoftranscript|><|en|><|transcribe|><|0.00|> Hello<|1.20|><|1.20|> there."
-        "<|2.00|><|endoftext|> padding"
+        "<|startofprev|> Earlier words.<|startoftranscript|><|en|><|transcribe|>"
+        "<|0.00|> Hello<|1.20|><|1.20|> there.<|2.00|><|endoftext|> padding"
     )
     assert strip_special_tokens(label) == "Hello there."
     assert strip_special_tokens(" a < b | c > d ") == "a < b | c > d"
@@ -86,12 +87,14 @@ def test_text_in_capitals_is_shouting(text):
     assert is_shouting(text)
 
 
-@pytest.mark.parametrize("text", ["", "20 30", "NASA.", "I", "A. B. C.", "The CAT SAT", "你好 世界", "मैं हिंदी"])
+@pytest.mark.parametrize(
+    "text", ["", "20 30", "NASA.", "I", "A. B. C.", "The CAT SAT", "你好 世界", "मैं हिंदी"]
+)
 def test_acronyms_initials_numbers_and_caseless_scripts_are_not_shouting(text):
     """Guards F4: caseless text equals its own upper case and must not count as shouting."""
     assert not is_shouting(text)
 
 
 def test_normalising_does_not_import_torch():
-    code = "from distilwhisper.normalizers import get_normalizer as g; g('en')('a'); g('hi'); import sys; sys.exit('torch' in sys.modules)"
+    code = "import sys, distilwhisper.normalizers as n; n.get_normalizer(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

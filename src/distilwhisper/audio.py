@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -26,7 +27,8 @@ class AudioError(ValueError):
     """A recording that cannot be used.
 
     Attributes:
-        reason: ``missing``, ``unreadable``, ``empty``, ``not_finite``, ``too_long``, ``bad_rate`` or ``bad_type``.
+        reason: ``missing``, ``unreadable``, ``empty``, ``not_finite``, ``too_long``, ``bad_rate`` or
+            ``bad_type``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -43,9 +45,9 @@ def load_audio(value: Any, sampling_rate: int = 16_000, *, max_duration_s: float
 
     Args:
         value: A path, URL or the bytes of a file; ``{"bytes", "path"}`` or ``{"array", "sampling_rate"}`` of
-            ``datasets``; a torchcodec ``AudioDecoder``; ``(samples, rate)``; or samples as an array, list or tensor,
-            taken to be at ``sampling_rate``. In samples with two axes the shorter axis holds the channels; integers
-            of 8, 16 and 32 bits are PCM.
+            ``datasets``; a torchcodec ``AudioDecoder``; ``(samples, rate)``; or samples as an array, list or
+            tensor, taken to be at ``sampling_rate``. In samples with two axes the shorter one holds the
+            channels; integers of 8, 16 and 32 bits are PCM.
         sampling_rate: Rate of the result, in Hz.
         max_duration_s: Refuse what is longer, in seconds; a recording of exactly this length is taken.
 
@@ -71,7 +73,7 @@ def load_audio(value: Any, sampling_rate: int = 16_000, *, max_duration_s: float
 
 
 def audio_duration(value: Any, sampling_rate: int = 16_000) -> float | None:
-    """Return the duration of a recording in seconds, from its header where it has one; None if that says nothing.
+    """Return the duration of a recording in seconds, without decoding it; None if its header does not say.
 
     Args:
         value: As for :func:`load_audio`.
@@ -122,7 +124,7 @@ def _read(value: Any, sampling_rate: int, max_duration_s: float | None) -> tuple
         return _read_decoder(source)
     rate: Any = sampling_rate
     if isinstance(source, dict):
-        source, rate = source["array"], source["sampling_rate"]
+        source, rate = source["array"], source.get("sampling_rate", sampling_rate)
     elif (
         isinstance(source, tuple) and len(source) == 2 and np.ndim(source[1]) == 0 and np.ndim(source[0]) > 0
     ):
@@ -141,14 +143,14 @@ def _source(value: Any) -> Any:
     if isinstance(value, str) and "://" in value:
         return _download(value)
     if isinstance(value, (str, Path)):
-        if not Path(value).is_file():
+        if not os.path.isfile(value):  # noqa: PTH113 - Path.is_file raises where access is denied
             raise AudioError("missing", f"there is no file {str(value)!r}")
         return Path(value)
     return value
 
 
 def _download(url: str) -> bytes:
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     try:
         with fsspec.open(url, "rb") as file:
@@ -168,26 +170,22 @@ def _read_file(source: bytes | Path, max_duration_s: float | None) -> tuple[npt.
         with soundfile.SoundFile(_openable(source)) as file:
             rate = _checked_rate(file.samplerate)
             limit = np.inf if max_duration_s is None else max_duration_s * rate
-            # Block by block: a header may promise any length, and an over-long file is not worth reading to its end.
+            # Block by block: a header may promise any length, and what is too long is not worth reading on.
             blocks = [np.zeros((0, file.channels), dtype=np.float32)]
             while sum(map(len, blocks)) <= limit:
                 blocks.append(file.read(int(BLOCK_S * rate), dtype="float32", always_2d=True))
                 if not len(blocks[-1]):
                     break
             return np.concatenate(blocks), rate
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, TypeError) as error:  # the TypeError wants a rate for a ``.raw`` file
         return _read_with_torchcodec(source, error)
 
 
 def _read_with_torchcodec(source: bytes | Path, error: Exception) -> tuple[npt.NDArray[Any], float]:
     """Read the formats that soundfile lacks (m4a, webm)."""
     try:
-        from torchcodec.decoders import AudioDecoder
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-    ) as missing:  # a torchcodec without its ffmpeg fails in all three ways
+        from torchcodec.decoders import AudioDecoder  # type: ignore[import-not-found,unused-ignore]
+    except (ImportError, OSError, RuntimeError) as missing:  # without its ffmpeg it fails in all three ways
         hint = "; formats such as m4a need torchcodec: pip install 'distilwhisper[torchcodec]'"
         raise AudioError("unreadable", f"the recording cannot be read: {error}{hint}") from missing
     try:

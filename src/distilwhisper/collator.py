@@ -109,9 +109,6 @@ class DataCollatorForDistillation:
         self.text_column, self.prompt_column = text_column, prompt_column
         self.pad_to_multiple_of = pad_to_multiple_of
         self.seed = seed
-        if self.language is None and self.tokens.multilingual:
-            self.language = "en"
-            logger.warning("no language was given: labels that do not say theirs are taken to be English")
 
     def __call__(self, samples: Sequence[Sample | Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the batch.
@@ -198,7 +195,11 @@ class DataCollatorForDistillation:
         return Label(self.tokens.text_and_timestamps(ids), language, task, complete=True)
 
     def _prefix(self, label: Label, *, timestamps: bool) -> list[int]:
-        return self.tokens.prefix(label.language or self.language, label.task or self.task, timestamps=timestamps)
+        language = label.language or self.language
+        if language is None and self.tokens.multilingual:
+            logger.warning("no language was given: labels that do not say theirs are taken to be English")
+            language = self.language = "en"
+        return self.tokens.prefix(language, label.task or self.task, timestamps=timestamps)
 
     def _prompt(self, sample: Sample, target_length: int, *, timestamps: bool) -> list[int]:
         previous = sample.row.get(self.prompt_column)

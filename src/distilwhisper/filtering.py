@@ -11,15 +11,13 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from io import BytesIO
 from math import isinf
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import soundfile
-from datasets import Audio, Dataset, Features, IterableDataset, Value
+from datasets import Dataset, Features, IterableDataset, Value
 from datasets.utils import tqdm
 
+from distilwhisper.audio import audio_duration, undecoded
 from distilwhisper.metrics import ErrorCounts, count_word_errors
 from distilwhisper.normalizers import Normalizer, get_normalizer, is_shouting, strip_special_tokens
 
@@ -144,9 +142,7 @@ class FilterReport:
             share = tally.samples / max(total.samples, 1)
             lines.append(f"| {name} | {tally.samples:,} | {hours} | {share:.1%} |")
         if total.unknown_length:
-            lines.append(
-                f"\nThe length of {total.unknown_length:,} samples is unknown; hours leave them out."
-            )
+            lines.append(f"\nHours leave out {total.unknown_length:,} samples of unknown length.")
         return "\n".join(lines)
 
 
@@ -170,8 +166,8 @@ class WERFilter:
         drop_shouting: Whether to drop labels in capitals.
 
     Attributes:
-        report: What the last call of `filter` kept and dropped; for a streamed dataset, of the samples read so
-            far in this process, repeated passes included.
+        report: What the last call of `filter` kept and dropped; for a streamed dataset, of the samples read
+            so far in this process, repeated passes included.
 
     Raises:
         ValueError: If the threshold is not a fraction from 0 to 1, or the language is unknown.
@@ -240,8 +236,8 @@ class WERFilter:
     ) -> DatasetT:
         """Return the samples that are kept, with their word error rate in the column `WER_COLUMN`.
 
-        The report's hours come from the column ``duration_s`` or ``duration`` (seconds); without one, from the
-        headers of the audio files. Audio is not decoded; a streamed dataset returns it as bytes.
+        The report's hours come from the column ``duration_s`` or ``duration`` (seconds); without one, from
+        the headers of the audio files. Audio is not decoded; a streamed dataset returns it as bytes.
 
         Args:
             dataset: A `Dataset`, `IterableDataset`, or dictionary of either; the same type comes back.
@@ -274,11 +270,8 @@ class WERFilter:
 
     def _filter_stored(self, dataset: Dataset, columns: _Columns, report: FilterReport) -> Dataset:
         texts = columns.undecoded(dataset).select_columns(columns.needed(dataset.column_names))
-        decisions: list[Decision] = []
-        with tqdm(total=len(dataset), desc="Filtering", unit="sample") as progress:
-            for batch in texts.iter(_BATCH_SIZE):
-                decisions += self._decide_batch(batch, columns, report)
-                progress.update(len(decisions) - progress.n)
+        batches = tqdm(texts.iter(_BATCH_SIZE), "Filtering", -(-len(dataset) // _BATCH_SIZE), unit="batch")
+        decisions = [decision for batch in batches for decision in self._decide_batch(batch, columns, report)]
         if WER_COLUMN in dataset.column_names:
             dataset = dataset.remove_columns(WER_COLUMN)
         rates = [decision.wer for decision in decisions]
@@ -321,8 +314,9 @@ class WERFilter:
         language = language or self.language
         if language not in self._normalizers:
             self._normalizers[language] = self._normalizer or get_normalizer(language)
-        normalize = self._normalizers[language]
-        return count_word_errors(normalize(reference), normalize(strip_special_tokens(hypothesis)))
+        texts = map(self._normalizers[language], (reference, strip_special_tokens(hypothesis)))
+        # Whisper's normaliser turns "..." into "."; a text without letters and digits says nothing.
+        return count_word_errors(*(text if any(map(str.isalnum, text)) else "" for text in texts))
 
 
 class _Columns(NamedTuple):
@@ -342,27 +336,10 @@ class _Columns(NamedTuple):
         return [*dict.fromkeys(texts), *lengths[:1]]
 
     def undecoded(self, dataset: Any) -> Any:
-        if isinstance((dataset.features or {}).get(self.audio), Audio):
-            return dataset.cast_column(self.audio, Audio(decode=False))
-        return dataset
+        return undecoded(dataset, self.audio) if self.audio in (dataset.features or ()) else dataset
 
     def seconds(self, batch: Mapping[str, list[Any]]) -> list[float | None]:
         for name in _DURATION_COLUMNS:
             if name in batch:
                 return batch[name]
-        texts = batch[self.reference]
-        return [_audio_seconds(audio) for audio in batch.get(self.audio, [None] * len(texts))]
-
-
-def _audio_seconds(audio: Any) -> float | None:
-    """Return the length that a file's header states, or that of an array; None if neither can be read."""
-    if isinstance(audio, Mapping):
-        if audio.get("array") is not None:
-            return float(len(audio["array"]) / audio["sampling_rate"])
-        audio = audio.get("bytes") or audio.get("path")
-    if not isinstance(audio, (bytes, str, Path)):
-        return None
-    try:
-        return float(soundfile.info(BytesIO(audio) if isinstance(audio, bytes) else audio).duration)
-    except soundfile.LibsndfileError:
-        return None
+        return list(map(audio_duration, batch.get(self.audio, [None] * len(batch[self.reference]))))

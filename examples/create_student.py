@@ -1,0 +1,40 @@
+"""Make a student out of a teacher.
+
+    python examples/create_student.py --teacher openai/whisper-large-v3 --output_dir student
+    python examples/create_student.py --teacher examples/teacher --decoder_layers 2 --output_dir outputs/student   # seconds
+"""
+
+from dataclasses import dataclass, field
+
+from transformers import HfArgumentParser, WhisperProcessor
+
+from distilwhisper import create_student, save_processor
+
+
+@dataclass
+class Arguments:
+    teacher: str = field(metadata={"help": "Hub id or local path of a Whisper checkpoint."})
+    output_dir: str = field(metadata={"help": "Where the student and its processor are saved."})
+    decoder_layers: int = field(default=2, metadata={"help": "Decoder layers to keep, maximally spaced."})
+    encoder_layers: int | None = field(default=None, metadata={"help": "Encoder layers to keep; default: all."})
+    decoder_layer_indices: list[int] | None = field(
+        default=None, metadata={"help": "Explicit 0-based layers instead; negative ones count from the end."}
+    )
+
+
+def main() -> None:
+    args = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
+    explicit = args.decoder_layer_indices
+    student = create_student(
+        args.teacher,
+        len(explicit) if explicit else args.decoder_layers,
+        args.encoder_layers,
+        decoder_layer_indices=explicit,
+    )
+    student.save_pretrained(args.output_dir)
+    save_processor(WhisperProcessor.from_pretrained(args.teacher), args.output_dir)
+    print(f"{args.output_dir}: {student.num_parameters() / 1e6:.1f} M parameters, from {student.config.distillation}")
+
+
+if __name__ == "__main__":
+    main()

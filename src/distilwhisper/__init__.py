@@ -1,0 +1,84 @@
+"""Make a small, fast Whisper out of a big one: the Distil-Whisper method as a library.
+
+The stages, in order: ``create_student``, ``PseudoLabeler``, ``WERFilter``, ``DistillationTrainer``, ``evaluate``. Each is
+imported when it is first used, so that ``import distilwhisper`` itself costs next to nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distilwhisper.arguments import PRESETS, DistillationTrainingArguments
+    from distilwhisper.audio import AudioError, load_audio
+    from distilwhisper.collator import DataCollatorForDistillation
+    from distilwhisper.evaluation import EvaluationResult, compare_latency, evaluate
+    from distilwhisper.filtering import FilterReport, WERFilter
+    from distilwhisper.losses import DistillationLoss, distillation_loss
+    from distilwhisper.metrics import ErrorCounts
+    from distilwhisper.normalizers import get_normalizer
+    from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
+    from distilwhisper.student import create_student, save_processor
+    from distilwhisper.trainer import DistillationTrainer
+    from distilwhisper.transcription import Transcriber, Transcript
+
+_MODULES = {
+    "PRESETS": "arguments",
+    "AudioError": "audio",
+    "DataCollatorForDistillation": "collator",
+    "DistillationLoss": "losses",
+    "DistillationTrainer": "trainer",
+    "DistillationTrainingArguments": "arguments",
+    "ErrorCounts": "metrics",
+    "EvaluationResult": "evaluation",
+    "FilterReport": "filtering",
+    "LabelReport": "pseudo_labels",
+    "PseudoLabeler": "pseudo_labels",
+    "Transcriber": "transcription",
+    "Transcript": "transcription",
+    "WERFilter": "filtering",
+    "compare_latency": "evaluation",
+    "create_student": "student",
+    "distillation_loss": "losses",
+    "evaluate": "evaluation",
+    "get_normalizer": "normalizers",
+    "load_audio": "audio",
+    "save_processor": "student",
+}
+
+__version__ = version("distilwhisper")
+__all__ = [
+    "PRESETS",
+    "AudioError",
+    "DataCollatorForDistillation",
+    "DistillationLoss",
+    "DistillationTrainer",
+    "DistillationTrainingArguments",
+    "ErrorCounts",
+    "EvaluationResult",
+    "FilterReport",
+    "LabelReport",
+    "PseudoLabeler",
+    "Transcriber",
+    "Transcript",
+    "WERFilter",
+    "compare_latency",
+    "create_student",
+    "distillation_loss",
+    "evaluate",
+    "get_normalizer",
+    "load_audio",
+    "save_processor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,38 @@
+"""Distil a tiny student from saved data; started by the tests as one or several processes, or killed.
+
+    python tests/programs/distil.py DATA MODELS --output_dir OUT [training arguments]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from datasets import load_from_disk
+from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.trainer_utils import get_last_checkpoint
+
+from distilwhisper import DistillationTrainer, DistillationTrainingArguments
+
+
+def main() -> None:
+    data, models, *flags = sys.argv[1:]
+    (args,) = HfArgumentParser(DistillationTrainingArguments).parse_args_into_dataclasses(flags)
+    dataset = load_from_disk(data)
+    trainer = DistillationTrainer(
+        model=WhisperForConditionalGeneration.from_pretrained(f"{models}/student"),
+        teacher_model=f"{models}/teacher",
+        args=args,
+        train_dataset=dataset,
+        eval_dataset={"all": dataset, "some": dataset.select(range(3))},
+        processing_class=WhisperProcessor.from_pretrained(f"{models}/student"),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None)
+    trainer.save_model()
+    metrics = trainer.evaluate() if args.do_eval else {}
+    if trainer.is_world_process_zero():
+        result = {"log": trainer.state.log_history, "metrics": metrics}
+        (Path(args.output_dir) / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

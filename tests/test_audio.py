@@ -1,0 +1,175 @@
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED_DATA, audio_dataset, encoded, tone
+from datasets import Audio, Dataset, DatasetDict
+
+from distilwhisper.audio import AudioError, audio_duration, load_audio, undecoded
+
+needs_shared_data = pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs ../shared/data")
+
+
+def reason_of(value, **options) -> str:
+    with pytest.raises(AudioError) as caught:
+        load_audio(value, **options)
+    return caught.value.reason
+
+
+class Decoder:
+    """Stands for torchcodec's AudioDecoder, which does not load on every machine."""
+
+    metadata = SimpleNamespace(duration_seconds=0.5)
+
+    def get_all_samples(self):
+        return SimpleNamespace(data=torch.stack([torch.zeros(8_000), torch.ones(8_000)]), sample_rate=16_000)
+
+
+@pytest.fixture
+def wav(tmp_path) -> Path:
+    path = tmp_path / "tone.wav"
+    path.write_bytes(encoded(tone(0.5)))
+    return path
+
+
+def test_every_form_of_the_same_recording_gives_the_same_samples(wav):
+    samples, file = tone(0.5), wav.read_bytes()
+    forms = [
+        wav,
+        str(wav),
+        f"file://{wav}",
+        file,
+        bytearray(file),
+        {"bytes": file, "path": "gone.wav"},
+        {"bytes": None, "path": str(wav)},
+        {"array": samples, "sampling_rate": 16_000},
+        {"array": samples.tolist(), "sampling_rate": 16_000},
+        samples,
+        samples.astype(np.float64),
+        samples.tolist(),
+        (samples, 16_000),
+        torch.from_numpy(samples),
+        (samples * 32_768).round().astype(np.int16),
+    ]
+    for form in forms:
+        audio = load_audio(form)
+        assert audio.dtype == np.float32
+        np.testing.assert_allclose(audio, samples, atol=1e-4)
+        assert audio_duration(form) == 0.5
+
+
+def test_channels_are_averaged_whichever_axis_they_are_on():
+    stereo = np.stack([np.zeros(4_000), np.ones(4_000)])
+    for form in (stereo, stereo.T, torch.from_numpy(stereo), encoded(stereo.T), Decoder()):
+        np.testing.assert_allclose(load_audio(form), 0.5, atol=1e-4)
+
+
+def test_a_decoder_says_its_duration():
+    assert audio_duration(Decoder()) == 0.5
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
+def test_another_rate_is_resampled(rate):
+    audio = load_audio(encoded(tone(1.0, rate=rate), rate))
+    assert len(audio) == 16_000
+    np.testing.assert_allclose(audio[800:-800], tone(1.0)[800:-800], atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int32])
+def test_integer_pcm_is_scaled_to_one(dtype):
+    ends = np.array([np.iinfo(dtype).min, np.iinfo(dtype).max] * 200, dtype=dtype)
+    audio = load_audio(ends)
+    assert audio.min() == -1
+    assert audio.max() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, "missing"),
+        ({"bytes": None, "path": None}, "missing"),
+        ("no/such/file.wav", "missing"),
+        ("file:///no/such/file.wav", "missing"),
+        (b"", "empty"),
+        (b"this is no recording", "unreadable"),
+        (encoded(np.zeros(0)), "empty"),
+        (encoded(tone(0.1))[:20], "unreadable"),
+        (np.array([0.0, np.nan]), "not_finite"),
+        (np.array([0.0, np.inf]), "not_finite"),
+        (np.array([1e300]), "not_finite"),
+        ([], "empty"),
+        ((tone(0.1), 0), "bad_rate"),
+        ((tone(0.1), float("nan")), "bad_rate"),
+        ({"array": tone(0.1), "sampling_rate": "16k"}, "bad_rate"),
+        (np.zeros((2, 2, 2)), "bad_type"),
+        (np.array(["speech"]), "bad_type"),
+        ([[0.0], [0.0, 1.0]], "bad_type"),
+        (np.zeros(9, dtype=np.int64), "bad_type"),
+        (7, "bad_type"),
+    ],
+)
+def test_bad_recordings_are_refused_with_their_reason(value, reason):
+    """Guards P14."""
+    assert reason_of(value) == reason
+
+
+def test_a_clip_of_exactly_the_longest_duration_is_taken_and_one_sample_more_is_not():
+    """Guards T15 and P10."""
+    for rate in (16_000, 44_100):
+        samples = np.zeros(30 * rate + 1, dtype=np.float32)
+        for form in (lambda part, rate=rate: (part, rate), lambda part, rate=rate: encoded(part, rate)):
+            assert len(load_audio(form(samples[:-1]), max_duration_s=30)) == 480_000
+            assert reason_of(form(samples), max_duration_s=30) == "too_long"
+
+
+def test_an_audio_error_survives_the_way_out_of_a_worker_process():
+    error = pickle.loads(pickle.dumps(AudioError("empty", "the recording holds no samples")))
+    assert (error.reason, str(error)) == ("empty", "the recording holds no samples")
+
+
+def test_a_duration_that_cannot_be_told_is_none():
+    assert audio_duration(b"this is no recording") is None
+    assert audio_duration(None) is None
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_an_undecoded_dataset_are_read_without_a_decoder(streaming):
+    data = audio_dataset([encoded(tone(0.1))]).cast_column("audio", Audio(sampling_rate=16_000))
+    data = data.to_iterable_dataset() if streaming else data
+    row = next(iter(undecoded(data)))
+    assert len(load_audio(row["audio"])) == 1_600
+
+
+def test_undecoded_leaves_what_is_no_audio_feature_and_reaches_into_dicts():
+    paths = Dataset.from_dict({"audio": ["a.wav"]})
+    assert undecoded(paths) is paths
+    splits = undecoded(DatasetDict(train=audio_dataset([b""]).cast_column("audio", Audio())))
+    assert splits["train"][0]["audio"] == {"bytes": b"", "path": None}
+
+
+def test_a_missing_audio_column_is_named():
+    with pytest.raises(ValueError, match=r"no column 'audio'; it has \['sound'\]"):
+        undecoded(Dataset.from_dict({"sound": ["a.wav"]}))
+
+
+@needs_shared_data
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("bad.wav", "unreadable"), ("evil.wav", "unreadable"), ("awful.wav", "bad_rate"), ("null.wav", "empty")],
+)
+def test_real_broken_files_are_refused(name, reason):
+    assert reason_of(SHARED_DATA / "broken" / name) == reason
+
+
+@needs_shared_data
+def test_real_recordings_are_read_in_every_format():
+    speech = SHARED_DATA / "speech"
+    audio = {suffix: load_audio(speech / f"LJ001-0002.{suffix}") for suffix in ("wav", "flac", "mp3")}
+    np.testing.assert_array_equal(audio["wav"], audio["flac"])
+    assert len(audio["mp3"]) == len(audio["wav"])
+    assert np.corrcoef(audio["mp3"], audio["wav"])[0, 1] > 0.99
+    assert len(load_audio(speech / "jfk.flac")) == 176_000
+    assert audio_duration(speech / "jfk.flac") == 11.0

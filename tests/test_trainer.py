@@ -1,0 +1,418 @@
+"""The trainer with a tiny real teacher and student: updates, draws, resuming, evaluation, checkpoints."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES, audio_dataset, encoded, tone
+from datasets import concatenate_datasets
+from safetensors.torch import load_file
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback, WhisperForConditionalGeneration, WhisperProcessor, pipeline
+
+from distilwhisper import DistillationTrainer, DistillationTrainingArguments, create_student, save_processor
+from distilwhisper.arguments import PRESETS
+
+PROGRAM = Path(__file__).parent / "programs" / "distil.py"
+
+
+@pytest.fixture
+def data(labelled_dataset):
+    """Eight samples of different label lengths: means of micro-batches differ from the mean of all."""
+    again = labelled_dataset.map(lambda row: {"id": row["id"] + "-again"})
+    return concatenate_datasets([labelled_dataset, again])
+
+
+def arguments(tmp_path, **changes):
+    return DistillationTrainingArguments(
+        **{
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "use_cpu": True,
+            "learning_rate": 1e-2,
+            "language": "en",
+            "disable_tqdm": True,
+            **changes,
+        }
+    )
+
+
+def trainer_for(teacher, data, processor, tmp_path, student=None, eval_dataset=None, callbacks=None, **changes):
+    torch.manual_seed(0)
+    return DistillationTrainer(
+        model=student or create_student(teacher),
+        teacher_model=teacher,
+        args=arguments(tmp_path, **changes),
+        train_dataset=data,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_weights(ours, theirs, **tolerance):
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 2), (2, 4), (1, 8)])
+def test_split_into_accumulation_steps_does_not_change_the_update(
+    tiny_teacher, data, processor, tmp_path, batch_size, accumulation
+):
+    """Guards T9; the stock trainer's gradient is multiplied by the number of steps."""
+    results = []
+    for size, steps in ((8, 1), (batch_size, accumulation)):
+        trainer = trainer_for(
+            tiny_teacher, data, processor, tmp_path,
+            per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=2, optim="sgd",
+        )  # fmt: skip
+        trainer.train()
+        results.append((weights(trainer.model), trainer.state.log_history))
+    assert_same_weights(results[0][0], results[1][0], rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(results[0][1][:2], results[1][1][:2], strict=True):
+        for name in ("loss", "kl_loss", "pl_loss", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+def test_training_moves_the_decoder_and_leaves_the_encoder_and_teacher_as_they_were(
+    tiny_teacher, data, processor, tmp_path
+):
+    before = weights(tiny_teacher)
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path)
+    start = weights(trainer.model)
+    trainer.train()
+    for name, tensor in trainer.model.state_dict().items():
+        if name.startswith("model.encoder"):
+            assert torch.equal(tensor, start[name]), name
+    moved = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert all(not torch.equal(trainer.model.state_dict()[name], start[name]) for name in moved)
+    assert_same_weights(before, tiny_teacher.state_dict(), rtol=0, atol=0)
+
+
+def test_student_learns_its_labels(tiny_teacher, data, processor, tmp_path):
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=40, kl_weight=0.0)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_each_term_is_logged_and_they_add_up(tiny_teacher, data, processor, tmp_path):
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, mse_weight=0.5, logging_steps=2)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(entries) == 2
+    for entry in entries:
+        total = 0.8 * entry["kl_loss"] + entry["pl_loss"] + 0.5 * entry["mse_loss"]
+        assert entry["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_plain_fine_tuning_needs_no_teacher(tiny_teacher, data, processor, tmp_path):
+    trainer = DistillationTrainer(
+        model=create_student(tiny_teacher),
+        args=arguments(tmp_path, kl_weight=0.0),
+        train_dataset=data,
+        processing_class=processor,
+    )
+    trainer.train()
+    assert trainer.teacher_model is None
+    assert "kl_loss" not in trainer.state.log_history[0]
+
+
+def test_missing_teacher_is_an_error_that_says_so(tiny_teacher, data, processor, tmp_path):
+    with pytest.raises(ValueError, match="need a teacher; pass teacher_model"):
+        DistillationTrainer(
+            model=create_student(tiny_teacher), args=arguments(tmp_path), train_dataset=data, processing_class=processor
+        )
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize(("workers", "stop"), [(0, 2), (0, 5), (2, 5)])
+def test_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
+    tiny_teacher, data, processor, tmp_path, workers, stop
+):
+    """Guards U5: two epochs and more of four steps, draws of timestamps and prompts, dropout."""
+    settings = {
+        "max_steps": 10, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": stop,
+        "dataloader_num_workers": workers, "logging_steps": 5, "save_total_limit": 1,
+    }  # fmt: skip
+    final = {}
+    for name, callbacks in (("whole", None), ("broken", [Stop(stop)])):
+        trainer = trainer_for(tiny_teacher, data, processor, tmp_path / name, callbacks=callbacks, **settings)
+        trainer.model.config.dropout = 0.1
+        trainer.model.model.decoder.dropout = 0.1
+        trainer.train()
+        final[name] = trainer
+    assert final["broken"].state.global_step == stop
+    resumed = trainer_for(tiny_teacher, data, processor, tmp_path / "broken", **settings)
+    resumed.model.model.decoder.dropout = 0.1
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 10
+    assert_same_weights(weights(final["whole"].model), weights(resumed.model), rtol=0, atol=0)
+
+
+def test_checkpoint_is_a_complete_student_without_the_teacher(tiny_teacher, data, processor, tmp_path):
+    """Guards C6 and dw#140: teachers in checkpoints, and checkpoints that do not load."""
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, save_strategy="steps", save_steps=4)
+    trainer.train()
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    saved = load_file(checkpoint / "model.safetensors")
+    assert not any("teacher" in name for name in saved)
+    assert max(int(name.split(".")[3]) for name in saved if name.startswith("model.decoder.layers")) == 1
+    student = WhisperForConditionalGeneration.from_pretrained(checkpoint)
+    assert_same_weights(weights(trainer.model), student.state_dict(), rtol=0, atol=0)
+    assert student.proj_out.weight is student.model.decoder.embed_tokens.weight
+    assert student.config.use_cache
+    reloaded = WhisperProcessor.from_pretrained(checkpoint)
+    assert reloaded.tokenizer.normalize("It's colour") == "it is color"
+    assert (checkpoint / "preprocessor_config.json").exists()
+    assert not isinstance(trainer.teacher_model, nn.parallel.DistributedDataParallel)
+    assert all(not parameter.requires_grad for parameter in trainer.teacher_model.parameters())
+
+
+def test_evaluation_reports_word_error_rates_and_their_mean_over_the_sets(tiny_teacher, data, processor, tmp_path):
+    """The best checkpoint goes by the mean over sets, not by the number of sentences in them."""
+    sets = {"large": data, "small": data.select([0])}
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, eval_dataset=sets, generation_max_length=12)
+    metrics = trainer.evaluate()
+    assert metrics["eval_wer"] == pytest.approx((metrics["eval_large_wer"] + metrics["eval_small_wer"]) / 2)
+    assert metrics["eval_loss"] == pytest.approx((metrics["eval_large_loss"] + metrics["eval_small_loss"]) / 2)
+    for name in sets:
+        parts = sum(metrics[f"eval_{name}_{kind}"] for kind in ("ier", "ser", "der"))
+        assert metrics[f"eval_{name}_wer"] == pytest.approx(parts)
+
+
+def test_word_error_rate_of_the_trainer_equals_that_of_the_transcripts(tiny_teacher, data, processor, tmp_path):
+    from distilwhisper import Transcriber, get_normalizer
+    from distilwhisper.metrics import count_word_errors
+
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=60, kl_weight=0.0)
+    trainer.train()
+    metrics = trainer.evaluate(data)
+    transcripts = Transcriber(trainer.model, processor, language="en")(data["audio"][:])
+    normalize = get_normalizer("en")
+    counts = [count_word_errors(normalize(r), normalize(t.text)) for r, t in zip(data["text"], transcripts, strict=True)]
+    errors, words = sum(c.errors for c in counts), sum(c.reference_words for c in counts)
+    assert metrics["eval_wer"] == pytest.approx(100 * errors / words)
+    assert metrics["eval_wer"] < 100
+
+
+def test_custom_metrics_get_generated_ids_and_labels(tiny_teacher, data, processor, tmp_path):
+    seen = {}
+
+    def metric(prediction):
+        seen["predictions"], seen["labels"] = prediction.predictions, prediction.label_ids
+        return {"custom": 1.0}
+
+    trainer = DistillationTrainer(
+        model=create_student(tiny_teacher),
+        teacher_model=tiny_teacher,
+        args=arguments(tmp_path, metric_for_best_model="custom", generation_max_length=10),
+        eval_dataset=data,
+        processing_class=processor,
+        compute_metrics=metric,
+    )
+    assert trainer.evaluate()["eval_custom"] == 1.0
+    assert seen["predictions"].shape[0] == len(data)
+    assert np.issubdtype(seen["labels"].dtype, np.integer)
+
+
+def test_loss_alone_is_evaluated_without_generation(tiny_teacher, data, processor, tmp_path):
+    """Guards U3: evaluation without generation failed on an unbound name."""
+    trainer = trainer_for(
+        tiny_teacher, data, processor, tmp_path, eval_dataset=data, predict_with_generate=False
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] > 0
+    assert "eval_wer" not in metrics
+
+
+def test_evaluation_counts_empty_references_and_drops_nothing(tiny_teacher, processor, tmp_path):
+    """Guards P4 and T15: sets were silently reduced, or ended in an index error."""
+    window = processor.feature_extractor.chunk_length
+    data = audio_dataset([encoded(tone(1)), encoded(tone(window))], text=["", SENTENCES[0]], id=["empty", "exact"])
+    trainer = trainer_for(tiny_teacher, None, processor, tmp_path, eval_dataset=data, generation_max_length=8)
+    metrics = trainer.evaluate()
+    assert np.isfinite(metrics["eval_wer"])
+
+
+def test_best_checkpoint_and_early_stopping_follow_the_word_error_rate(tiny_teacher, data, processor, tmp_path):
+    trainer = trainer_for(
+        tiny_teacher, data, processor, tmp_path, eval_dataset={"one": data, "two": data.select(range(2))},
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=1)], max_steps=6, eval_strategy="steps", eval_steps=1,
+        save_strategy="best", load_best_model_at_end=True, learning_rate=0.0, generation_max_length=8,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.args.metric_for_best_model == "wer"
+    assert trainer.state.global_step == 2  # nothing is learned, so the second evaluation is no better
+    assert trainer.state.best_metric == trainer.state.log_history[2]["eval_wer"]
+
+
+def test_samples_without_a_usable_label_are_left_out_and_counted(tiny_teacher, data, processor, tmp_path, caplog):
+    rows = list(data)
+    rows[0] |= {"whisper_tokens": None, "whisper_transcript": None, "text": None}
+    rows[1] |= {"whisper_tokens": [100] * 500}
+    trainer = trainer_for(tiny_teacher, rows, processor, tmp_path)
+    assert len(trainer.train_dataset) == 6
+    assert "2 of 8 samples are left out of the training: {'no label': 1, 'label too long': 1}" in caplog.text
+    trainer.train()
+
+
+def test_streaming_data_trains_like_a_list(tiny_teacher, data, processor, tmp_path):
+    trainer = trainer_for(tiny_teacher, data.to_iterable_dataset(), processor, tmp_path, per_device_train_batch_size=8)
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+@pytest.mark.parametrize("changes", [{"bf16": True}, {"gradient_checkpointing": True}, {"freeze_encoder": False}])
+def test_options_of_the_trainer_work_and_change_nothing_but_rounding(tiny_teacher, data, processor, tmp_path, changes):
+    plain = trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=1)
+    plain.train()
+    other = trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=1, **changes)
+    other.train()
+    assert other.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-2)
+
+
+def test_unfrozen_encoder_is_trained(tiny_teacher, data, processor, tmp_path):
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, freeze_encoder=False)
+    start = weights(trainer.model.model.encoder)
+    trainer.train()
+    assert not torch.equal(start["layers.0.fc1.weight"], trainer.model.model.encoder.layers[0].fc1.weight)
+
+
+def test_terms_go_to_tensorboard(tiny_teacher, data, processor, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(tmp_path / "events")
+    try:
+        trainer_for(tiny_teacher, data, processor, tmp_path, report_to="tensorboard").train()
+    finally:
+        del os.environ["TENSORBOARD_LOGGING_DIR"]
+    (directory,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    log = events.EventAccumulator(str(directory)).Reload()
+    assert {"train/loss", "train/kl_loss", "train/pl_loss"} <= set(log.Tags()["scalars"])
+
+
+def test_presets_hold_the_papers_and_the_scripts_weights(tmp_path):
+    paper = DistillationTrainingArguments.from_preset("paper", output_dir=str(tmp_path), bf16=False, use_cpu=True)
+    assert (paper.kl_weight, paper.pl_weight, paper.temperature, paper.warmup_steps) == (0.8, 1.0, 2.0, 500)
+    assert paper.per_device_train_batch_size * paper.gradient_accumulation_steps == 256
+    assert (paper.adam_beta1, paper.adam_beta2, paper.adam_epsilon, paper.max_grad_norm) == (0.9, 0.999, 1e-8, 1.0)
+    scripts = DistillationTrainingArguments.from_preset("reference", output_dir=str(tmp_path), use_cpu=True)
+    assert (scripts.kl_weight, scripts.pl_weight) == (1.0, 0.8)
+    with pytest.raises(ValueError, match=r"one of \['paper', 'reference'\], not 'other'"):
+        DistillationTrainingArguments.from_preset("other", output_dir=str(tmp_path))
+    assert set(PRESETS) == {"paper", "reference"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timestamp_probability": 1.5}, "timestamp_probability must lie between 0 and 1, not 1.5"),
+        ({"kl_weight": -0.1}, "kl_weight must not be negative, not -0.1"),
+        ({"kl_weight": 0.0, "pl_weight": 0.0}, "nothing would be learned"),
+        ({"temperature": 0.0}, "temperature must be positive, not 0.0"),
+    ],
+)
+def test_impossible_arguments_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **changes)
+
+
+@pytest.fixture
+def saved(tiny_teacher, data, processor, tmp_path):
+    """Teacher, student and data on disk, for programs of their own."""
+    torch.manual_seed(0)
+    for name, model in (("teacher", tiny_teacher), ("student", create_student(tiny_teacher))):
+        model.save_pretrained(tmp_path / name)
+        save_processor(processor, tmp_path / name)
+    data.save_to_disk(tmp_path / "data")
+    return tmp_path
+
+
+def command(saved, output, *flags, processes=1):
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", str(processes)]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    settings = ["--language", "en", "--report_to", "none", "--use_cpu", "--learning_rate", "1e-2", "--disable_tqdm", "true"]
+    return [sys.executable, *launch, str(PROGRAM), str(saved / "data"), str(saved), "--output_dir", str(output), *settings, *flags]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_two_processes_make_the_updates_of_one_and_save_and_evaluate(saved):
+    """Guards T9, U1, U2, U8 and dw#69: other updates, and crashes, with more than one process."""
+    results = {}
+    for processes, size in ((1, 4), (2, 2)):
+        output = saved / f"run-{processes}"
+        flags = f"--max_steps 3 --logging_steps 1 --save_steps 2 --per_device_train_batch_size {size} --do_eval"
+        run = subprocess.run(
+            command(saved, output, *flags.split(), "--generation_max_length", "8", "--optim", "sgd", processes=processes),
+            env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr[-3000:]
+        result = json.loads((output / "result.json").read_text())
+        results[processes] = (load_file(output / "model.safetensors"), result)
+        WhisperForConditionalGeneration.from_pretrained(output / "checkpoint-2")
+    assert_same_weights(results[1][0], results[2][0], rtol=1e-4, atol=1e-6)
+    one, two = (results[processes][1] for processes in (1, 2))
+    for ours, theirs in zip(one["log"][:3], two["log"][:3], strict=True):
+        for name in ("loss", "kl_loss", "pl_loss"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+    for name in ("eval_wer", "eval_all_wer", "eval_some_wer", "eval_all_der"):
+        assert one["metrics"][name] == pytest.approx(two["metrics"][name])
+
+
+@pytest.mark.slow
+def test_run_killed_at_any_moment_resumes_to_the_very_weights(saved):
+    flags = "--max_steps 12 --save_steps 1 --save_total_limit 2 --per_device_train_batch_size 2".split()
+    whole = saved / "whole"
+    subprocess.run(command(saved, whole, *flags), env=environment(), check=True, capture_output=True, timeout=300)
+    broken = saved / "broken"
+    waits = np.random.default_rng(int(time.time())).uniform(0.0, 0.4, size=4)
+    for wait in waits:
+        process = subprocess.Popen(
+            command(saved, broken, *flags), env=environment(), start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        before = len(list(broken.glob("checkpoint-*"))) if broken.exists() else 0
+        while process.poll() is None and len(list(broken.glob("checkpoint-*"))) <= before:
+            time.sleep(0.02)
+        time.sleep(wait)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(saved, broken, *flags), env=environment(), check=True, capture_output=True, timeout=300)
+    assert_same_weights(
+        load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors"), rtol=0, atol=0
+    )
+
+
+def test_saved_student_runs_in_the_transformers_pipeline(tiny_teacher, data, processor, tmp_path):
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "student"))
+    recognizer = pipeline("automatic-speech-recognition", model=str(tmp_path / "student"))
+    long = np.concatenate([tone(4.0, pitch) for pitch in (200, 300, 400)])
+    for audio in (tone(2.0), long):  # the second is longer than the window
+        assert isinstance(recognizer({"raw": audio, "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 8})["text"], str)
