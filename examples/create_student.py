@@ -1,7 +1,7 @@
 """Make a student out of a teacher.
 
-    python examples/create_student.py --teacher openai/whisper-large-v3 --output_dir student
-    python examples/create_student.py --teacher examples/teacher --decoder_layers 2 --output_dir outputs/student   # seconds
+python examples/create_student.py --teacher openai/whisper-large-v3 --output_dir student
+python examples/create_student.py --teacher examples/teacher --decoder_layers 2 --output_dir outputs/student   # seconds
 """
 
 from dataclasses import dataclass, field

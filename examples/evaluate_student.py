@@ -1,6 +1,6 @@
 """Compare a student with its teacher: word error rates on several sets, and speed.
 
-    python examples/evaluate_student.py --model distilled --teacher openai/whisper-large-v3 --data cv=test_cv \
+python examples/evaluate_student.py --model distilled --teacher openai/whisper-large-v3 --data cv=test_cv \
         --data vox=voxpopuli:test --language de --output evaluation.json
 """
 

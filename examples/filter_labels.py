@@ -1,6 +1,7 @@
 """Drop samples whose label disagrees with the reference transcript.
 
-    python examples/filter_labels.py --dataset labels --threshold 0.10 --language de --text_column sentence --output_dir kept
+python examples/filter_labels.py --dataset labels --threshold 0.10 --language de --text_column sentence --output_dir
+kept
 """
 
 from dataclasses import dataclass, field

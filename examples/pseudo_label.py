@@ -1,8 +1,9 @@
 """Transcribe a data set with the teacher.
 
-    python examples/pseudo_label.py --model openai/whisper-large-v3 --dataset mozilla-foundation/common_voice_17_0 \
-        --config de --split train --language de --text_column sentence --output_dir labels --batch_size 64 --dtype bfloat16
-    python examples/pseudo_label.py --model examples/teacher --dataset recordings/ --language en --output_dir outputs/labels
+python examples/pseudo_label.py --model openai/whisper-large-v3 --dataset mozilla-foundation/common_voice_17_0 \
+        --config de --split train --language de --text_column sentence --output_dir labels --batch_size 64 --dtype
+        bfloat16
+python examples/pseudo_label.py --model examples/teacher --dataset recordings/ --language en --output_dir outputs/labels
 """
 
 from dataclasses import dataclass, field
@@ -28,10 +29,13 @@ class Arguments:
     batch_size: int = field(default=16, metadata={"help": "Recordings at a time."})
     dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
     audio_column: str = field(default="audio", metadata={"help": "Column of the recordings."})
-    text_column: str = field(default="text", metadata={"help": "Column of the reference transcripts, if there are any."})
+    text_column: str = field(
+        default="text", metadata={"help": "Column of the reference transcripts, if there are any."}
+    )
     id_column: str | None = field(default=None, metadata={"help": "Column that names the recordings in reports."})
     speaker_column: str | None = field(
-        default=None, metadata={"help": "Column of speakers; with it, labels get the speaker's previous text as prompt."}
+        default=None,
+        metadata={"help": "Column of speakers; with it, labels get the speaker's previous text as prompt."},
     )
 
 

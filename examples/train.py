@@ -6,8 +6,8 @@
         --train outputs/kept --max_steps 20 --per_device_train_batch_size 4 --output_dir outputs/distilled   # a minute
 
 Every argument of DistillationTrainingArguments (and of Transformers' Seq2SeqTrainingArguments) is a flag; a preset sets
-defaults that flags override. Run it again with --resume to go on from the last checkpoint. Accelerate configurations for one
-GPU, many GPUs, several machines and FSDP2 lie in examples/accelerate/ (accelerate launch --config_file ...).
+defaults that flags override. Run it again with --resume to go on from the last checkpoint. Accelerate configurations
+for one GPU, many GPUs, several machines and FSDP2 lie in examples/accelerate/ (accelerate launch --config_file ...).
 """
 
 import sys
@@ -61,7 +61,11 @@ def main() -> None:
         eval_dataset=evaluation_sets(args.eval) or None,
         processing_class=WhisperProcessor.from_pretrained(args.student),
     )
-    last = get_last_checkpoint(training_args.output_dir) if args.resume and Path(training_args.output_dir).is_dir() else None
+    last = (
+        get_last_checkpoint(training_args.output_dir)
+        if args.resume and Path(training_args.output_dir).is_dir()
+        else None
+    )
     result = trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)

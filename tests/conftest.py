@@ -52,7 +52,9 @@ def tokenizer(processor):
     return processor.tokenizer
 
 
-def tiny_whisper(decoder_layers: int = 4, encoder_layers: int = 2, seed: int = 0, **changes) -> WhisperForConditionalGeneration:
+def tiny_whisper(
+    decoder_layers: int = 4, encoder_layers: int = 2, seed: int = 0, **changes
+) -> WhisperForConditionalGeneration:
     """A random Whisper with the real vocabulary and a 5 s window, weights large enough for clear argmaxes."""
     config = WhisperConfig(
         **{

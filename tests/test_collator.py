@@ -20,7 +20,13 @@ def collator(processor, **settings):
 
 def row_of(processor, text=" Two boys ran home.", prompt=None, **columns):
     ids = processor.tokenizer(text, add_special_tokens=False).input_ids
-    return {"id": "a", "audio": {"bytes": encoded(tone()), "path": None}, "whisper_tokens": ids, "whisper_prompt": prompt, **columns}
+    return {
+        "id": "a",
+        "audio": {"bytes": encoded(tone()), "path": None},
+        "whisper_tokens": ids,
+        "whisper_prompt": prompt,
+        **columns,
+    }
 
 
 def test_sequence_without_prompt_is_prefix_text_and_end(processor, tokens):
@@ -46,7 +52,9 @@ def test_labels_cover_everything_after_the_start_and_nothing_before(processor, t
 
 
 def test_decoder_inputs_are_the_labels_shifted_by_one(processor):
-    batch = collator(processor, condition_on_prev_probability=1.0)([row_of(processor, prompt=[11, 12]), row_of(processor)])
+    batch = collator(processor, condition_on_prev_probability=1.0)(
+        [row_of(processor, prompt=[11, 12]), row_of(processor)]
+    )
     labels, inputs = batch["labels"], batch["decoder_input_ids"]
     given = labels[:, :-1] != IGNORE_INDEX
     assert torch.equal(inputs[:, 1:][given], labels[:, :-1][given])
@@ -64,7 +72,9 @@ def test_prompt_opens_with_one_start_of_prev_and_holds_no_other_special_token(pr
 def test_prompt_that_is_a_whole_label_loses_its_prefix(processor, tokens):
     """Guards T2: with unpacked data the previous row's full ids came as prompt."""
     whole = [*tokens.prefix("en"), 11, 12, tokens.end_of_text]
-    ids, length = collator(processor, condition_on_prev_probability=1.0).sequence(Sample(row_of(processor, prompt=whole)))
+    ids, length = collator(processor, condition_on_prev_probability=1.0).sequence(
+        Sample(row_of(processor, prompt=whole))
+    )
     assert ids[:length] == [tokens.start_of_prev, 11, 12]
     assert ids.count(tokens.start_of_transcript) == 1
 
@@ -110,9 +120,9 @@ def test_prompt_has_timestamps_only_if_the_label_has(processor, tokens):
     stamp = tokens.timestamp_begin + 10
     row = row_of(processor, prompt=[stamp, 11, stamp]) | {"whisper_tokens": [stamp, 100, stamp]}
     for probability, expected in ((1.0, [stamp, 11, stamp]), (0.0, [11])):
-        ids, length = collator(processor, timestamp_probability=probability, condition_on_prev_probability=1.0).sequence(
-            Sample(row)
-        )
+        ids, length = collator(
+            processor, timestamp_probability=probability, condition_on_prev_probability=1.0
+        ).sequence(Sample(row))
         assert ids[1:length] == expected
 
 
@@ -123,7 +133,11 @@ def test_draws_change_with_the_epoch_and_repeat_with_the_seed(processor, tokens)
 
     def draws(seed):
         one = collator(processor, seed=seed)
-        return [stamp in one.sequence(Sample({**row, "id": f"clip-{clip}"}, epoch=epoch))[0] for epoch in range(20) for clip in range(20)]
+        return [
+            stamp in one.sequence(Sample({**row, "id": f"clip-{clip}"}, epoch=epoch))[0]
+            for epoch in range(20)
+            for clip in range(20)
+        ]
 
     first = draws(seed=1)
     assert first == draws(seed=1)

@@ -130,8 +130,7 @@ def test_a_dataset_keeps_its_columns_and_gains_the_error_rate():
     kept = WERFilter().filter(dataset)
     assert kept.column_names == ["text", "whisper_transcript", "duration_s", "whisper_wer"]
     assert kept.to_dict() == {
-        name: [values[row] for row in (0, 6)]
-        for name, values in {**ROWS, "whisper_wer": [0.1] + [0.0] * 6}.items()
+        name: [values[row] for row in (0, 6)] for name, values in {**ROWS, "whisper_wer": [0.1] + [0.0] * 6}.items()
     }
     assert WERFilter().filter(kept).to_dict() == kept.to_dict()
 
@@ -214,9 +213,7 @@ def test_hours_are_none_where_nothing_tells_them():
 
 def test_dictionaries_of_splits_are_filtered_split_by_split_and_reported_together():
     wer_filter = WERFilter()
-    splits = wer_filter.filter(
-        DatasetDict(train=Dataset.from_dict(ROWS), test=Dataset.from_dict(ROWS).select([0, 1]))
-    )
+    splits = wer_filter.filter(DatasetDict(train=Dataset.from_dict(ROWS), test=Dataset.from_dict(ROWS).select([0, 1])))
     assert isinstance(splits, DatasetDict)
     assert {name: len(split) for name, split in splits.items()} == {"train": 2, "test": 1}
     assert wer_filter.report.total.samples == 10

@@ -84,7 +84,8 @@ def test_reported_divergence_is_the_differentiated_one():
     direction, step = torch.ones_like(hidden), 1e-6
     with torch.no_grad():
         above, below = (
-            distillation_loss(hidden + sign * step * direction, head, *teacher, labels, **settings).kl for sign in (1, -1)
+            distillation_loss(hidden + sign * step * direction, head, *teacher, labels, **settings).kl
+            for sign in (1, -1)
         )
     torch.testing.assert_close((gradient * direction).sum(), (above - below) / (2 * step), rtol=1e-7, atol=1e-9)
 
@@ -161,7 +162,9 @@ def test_three_dimensional_and_non_contiguous_inputs_are_flattened():
 def test_no_tensor_of_rows_by_vocabulary_is_kept_for_the_backward():
     hidden, head, *teacher, labels = problem(rows=64, vocabulary=500)
     shapes = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: shapes.append(tuple(tensor.shape)) or tensor, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: shapes.append(tuple(tensor.shape)) or tensor, lambda x: x
+    ):
         distillation_loss(hidden, head, *teacher, labels, chunk_size=8)
     assert all(500 not in shape or shape == tuple(head.shape) for shape in shapes)
 

@@ -51,9 +51,7 @@ def test_counts_of_pairs_add_up_to_the_counts_of_the_whole(pairs):
     references, hypotheses = map(list, zip(*pairs, strict=True))
     total = sum((count_word_errors(*pair) for pair in pairs), ErrorCounts())
     oracle = jiwer.process_words(references, hypotheses)
-    assert total == ErrorCounts(
-        oracle.hits, oracle.substitutions, oracle.insertions, oracle.deletions, len(pairs)
-    )
+    assert total == ErrorCounts(oracle.hits, oracle.substitutions, oracle.insertions, oracle.deletions, len(pairs))
     if total.reference_words:
         assert word_error_rate(references, hypotheses) == oracle.wer
         assert math.isclose(total.wer, total.ser + total.ier + total.der)

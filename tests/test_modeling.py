@@ -150,7 +150,8 @@ def test_mse_compares_the_papers_layers(tiny_teacher, batch):
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "expected"), [(2, 32, [15, 31]), (4, 32, [7, 15, 23, 31]), (2, 4, [1, 3]), (1, 6, [5]), (3, 3, [0, 1, 2])]
+    ("student", "teacher", "expected"),
+    [(2, 32, [15, 31]), (4, 32, [7, 15, 23, 31]), (2, 4, [1, 3]), (1, 6, [5]), (3, 3, [0, 1, 2])],
 )
 def test_matched_layers_follow_the_papers_map(student, teacher, expected):
     assert matched_teacher_layers(student, teacher) == expected

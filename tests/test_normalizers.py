@@ -56,9 +56,7 @@ def test_a_mark_that_follows_no_letter_is_a_symbol():
     assert get_normalizer("de")("ja \u2764\ufe0f \u0301 nein").split() == ["ja", "nein"]
 
 
-@pytest.mark.parametrize(
-    ("language", "text"), [("zh", "你好。"), ("ja", "こんに"), ("th", "ภาษา"), ("lo", "ພາສາ")]
-)
+@pytest.mark.parametrize(("language", "text"), [("zh", "你好。"), ("ja", "こんに"), ("th", "ภาษา"), ("lo", "ພາສາ")])
 def test_languages_without_spaces_are_compared_letter_by_letter(language, text):
     """Guards F3: the letters of a text are kept, marks included, and stand apart."""
     normalized = get_normalizer(language)(text)
@@ -87,9 +85,7 @@ def test_text_in_capitals_is_shouting(text):
     assert is_shouting(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "20 30", "NASA.", "I", "A. B. C.", "The CAT SAT", "你好 世界", "मैं हिंदी"]
-)
+@pytest.mark.parametrize("text", ["", "20 30", "NASA.", "I", "A. B. C.", "The CAT SAT", "你好 世界", "मैं हिंदी"])
 def test_acronyms_initials_numbers_and_caseless_scripts_are_not_shouting(text):
     """Guards F4: caseless text equals its own upper case and must not count as shouting."""
     assert not is_shouting(text)

@@ -38,9 +38,7 @@ def test_kept_layers_follow_the_published_rule(total, keep, layers):
 @pytest.mark.parametrize("total", [4, 6, 12, 24, 32])
 def test_the_rule_is_numpys_truncated_linspace_for_every_published_depth(total):
     for keep in range(2, total + 1):
-        assert (
-            spaced_layer_indices(total, keep)[:-1] == np.linspace(0, total - 1, keep, dtype=int)[:-1].tolist()
-        )
+        assert spaced_layer_indices(total, keep)[:-1] == np.linspace(0, total - 1, keep, dtype=int)[:-1].tolist()
 
 
 @pytest.mark.parametrize(
@@ -204,10 +202,6 @@ def test_what_is_no_teacher_is_refused(tiny_teacher):
 def test_a_saved_processor_is_complete(processor, tmp_path):
     save_processor(processor, tmp_path)
     loaded = WhisperProcessor.from_pretrained(tmp_path)
-    assert (
-        loaded.tokenizer.normalize("Mr. Colour")
-        == processor.tokenizer.normalize("Mr. Colour")
-        == "mister color"
-    )
+    assert loaded.tokenizer.normalize("Mr. Colour") == processor.tokenizer.normalize("Mr. Colour") == "mister color"
     features = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert features["feature_size"] == processor.feature_extractor.feature_size

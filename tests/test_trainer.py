@@ -15,7 +15,13 @@ from conftest import SENTENCES, audio_dataset, encoded, tone
 from datasets import concatenate_datasets
 from safetensors.torch import load_file
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback, WhisperForConditionalGeneration, WhisperProcessor, pipeline
+from transformers import (
+    EarlyStoppingCallback,
+    TrainerCallback,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    pipeline,
+)
 
 from distilwhisper import DistillationTrainer, DistillationTrainingArguments, create_student, save_processor
 from distilwhisper.arguments import PRESETS
@@ -212,7 +218,9 @@ def test_word_error_rate_of_the_trainer_equals_that_of_the_transcripts(tiny_teac
     metrics = trainer.evaluate(data)
     transcripts = Transcriber(trainer.model, processor, language="en")(data["audio"][:])
     normalize = get_normalizer("en")
-    counts = [count_word_errors(normalize(r), normalize(t.text)) for r, t in zip(data["text"], transcripts, strict=True)]
+    counts = [
+        count_word_errors(normalize(r), normalize(t.text)) for r, t in zip(data["text"], transcripts, strict=True)
+    ]
     errors, words = sum(c.errors for c in counts), sum(c.reference_words for c in counts)
     assert metrics["eval_wer"] == pytest.approx(100 * errors / words)
     assert metrics["eval_wer"] < 100
@@ -240,9 +248,7 @@ def test_custom_metrics_get_generated_ids_and_labels(tiny_teacher, data, process
 
 def test_loss_alone_is_evaluated_without_generation(tiny_teacher, data, processor, tmp_path):
     """Guards U3: evaluation without generation failed on an unbound name."""
-    trainer = trainer_for(
-        tiny_teacher, data, processor, tmp_path, eval_dataset=data, predict_with_generate=False
-    )
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, eval_dataset=data, predict_with_generate=False)
     metrics = trainer.evaluate()
     assert metrics["eval_loss"] > 0
     assert "eval_wer" not in metrics
@@ -353,8 +359,28 @@ def saved(tiny_teacher, data, processor, tmp_path):
 def command(saved, output, *flags, processes=1):
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", str(processes)]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    settings = ["--language", "en", "--report_to", "none", "--use_cpu", "--learning_rate", "1e-2", "--disable_tqdm", "true"]
-    return [sys.executable, *launch, str(PROGRAM), str(saved / "data"), str(saved), "--output_dir", str(output), *settings, *flags]
+    settings = [
+        "--language",
+        "en",
+        "--report_to",
+        "none",
+        "--use_cpu",
+        "--learning_rate",
+        "1e-2",
+        "--disable_tqdm",
+        "true",
+    ]
+    return [
+        sys.executable,
+        *launch,
+        str(PROGRAM),
+        str(saved / "data"),
+        str(saved),
+        "--output_dir",
+        str(output),
+        *settings,
+        *flags,
+    ]
 
 
 def environment():
@@ -368,8 +394,8 @@ def test_two_processes_make_the_updates_of_one_and_save_and_evaluate(saved):
         output = saved / f"run-{processes}"
         flags = f"--max_steps 3 --logging_steps 1 --save_steps 2 --per_device_train_batch_size {size} --do_eval"
         run = subprocess.run(
-            command(saved, output, *flags.split(), "--generation_max_length", "8", "--optim", "sgd", processes=processes),
-            env=environment(), capture_output=True, text=True, timeout=300, check=False,
+            command(saved, output, *flags.split(), "--generation_max_length", "8", "--optim", "sgd",
+            processes=processes), env=environment(), capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-3000:]
         result = json.loads((output / "result.json").read_text())
@@ -403,9 +429,7 @@ def test_run_killed_at_any_moment_resumes_to_the_very_weights(saved):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run(command(saved, broken, *flags), env=environment(), check=True, capture_output=True, timeout=300)
-    assert_same_weights(
-        load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors"), rtol=0, atol=0
-    )
+    assert_same_weights(load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors"), rtol=0, atol=0)
 
 
 def test_saved_student_runs_in_the_transformers_pipeline(tiny_teacher, data, processor, tmp_path):
@@ -415,4 +439,6 @@ def test_saved_student_runs_in_the_transformers_pipeline(tiny_teacher, data, pro
     recognizer = pipeline("automatic-speech-recognition", model=str(tmp_path / "student"))
     long = np.concatenate([tone(4.0, pitch) for pitch in (200, 300, 400)])
     for audio in (tone(2.0), long):  # the second is longer than the window
-        assert isinstance(recognizer({"raw": audio, "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 8})["text"], str)
+        assert isinstance(
+            recognizer({"raw": audio, "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 8})["text"], str
+        )

@@ -1,7 +1,7 @@
 """Make a small, fast Whisper out of a big one: the Distil-Whisper method as a library.
 
-The stages, in order: ``create_student``, ``PseudoLabeler``, ``WERFilter``, ``DistillationTrainer``, ``evaluate``. Each is
-imported when it is first used, so that ``import distilwhisper`` itself costs next to nothing.
+The stages, in order: ``create_student``, ``PseudoLabeler``, ``WERFilter``, ``DistillationTrainer``, ``evaluate``. Each
+is imported when it is first used, so that ``import distilwhisper`` itself costs next to nothing.
 """
 
 from importlib import import_module

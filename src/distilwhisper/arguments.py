@@ -45,8 +45,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     """``Seq2SeqTrainingArguments`` with the settings of distillation.
 
-    Some inherited defaults differ: ``learning_rate`` 1e-4, ``predict_with_generate`` on and ``metric_for_best_model`` "wer"
-    with it (the loss may fall while the word error rate rises), ``remove_unused_columns`` and
+    Some inherited defaults differ: ``learning_rate`` 1e-4, ``predict_with_generate`` on and ``metric_for_best_model``
+    "wer" with it (the loss may fall while the word error rate rises), ``remove_unused_columns`` and
     ``ddp_find_unused_parameters`` off, ``logging_nan_inf_filter`` off (it makes the host wait for the device at every
     step), ``use_cache`` on (written into the saved config; training never caches).
 
@@ -57,7 +57,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         mse_weight: Weight of the squared difference of mapped decoder hidden states (paper eq. 10, 11).
         freeze_encoder: Keep the encoder as it is and run it without gradients.
         timestamp_probability: Share of the samples with timestamps that keep them, drawn anew each epoch.
-        condition_on_prev_probability: Share of the samples with previous text that get it as prompt, drawn anew each epoch.
+        condition_on_prev_probability: Share of the samples with previous text that get it as prompt, drawn anew each
+            epoch.
         language: Language of labels that do not say theirs; also of the evaluation's transcripts.
         task: ``transcribe`` or ``translate``, likewise.
         audio_column: Column of the recordings.
@@ -71,7 +72,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (paper: 1e-4)."})
     predict_with_generate: bool = field(default=True, metadata={"help": "Transcribe in evaluation, to report WER."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Columns go to the collator."})
-    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "All trained parameters are used."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "All trained parameters are used."}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Off: it synchronises at every step."})
     use_cache: bool = field(default=True, metadata={"help": "What the saved config says; training never caches."})
 
@@ -105,7 +108,7 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError("kl_weight, pl_weight and mse_weight are all 0: nothing would be learned")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
-        if self.metric_for_best_model is None and self.predict_with_generate:
+        if getattr(self, "metric_for_best_model", None) is None and self.predict_with_generate:
             self.metric_for_best_model, self.greater_is_better = "wer", False
         super().__post_init__()
 

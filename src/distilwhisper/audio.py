@@ -60,9 +60,7 @@ def load_audio(value: Any, sampling_rate: int = 16_000, *, max_duration_s: float
     samples, rate = _read(value, sampling_rate, max_duration_s)
     mono = _mono(samples)
     if mono.size and max_duration_s is not None and len(mono) > round(max_duration_s * rate):
-        raise AudioError(
-            "too_long", f"the recording is longer than {max_duration_s:g} s; cut it into pieces first"
-        )
+        raise AudioError("too_long", f"the recording is longer than {max_duration_s:g} s; cut it into pieces first")
     if not np.isfinite(mono).all():
         raise AudioError("not_finite", "the recording holds samples that are NaN or infinite")
     if mono.size and rate != sampling_rate:
@@ -125,9 +123,7 @@ def _read(value: Any, sampling_rate: int, max_duration_s: float | None) -> tuple
     rate: Any = sampling_rate
     if isinstance(source, dict):
         source, rate = source["array"], source.get("sampling_rate", sampling_rate)
-    elif (
-        isinstance(source, tuple) and len(source) == 2 and np.ndim(source[1]) == 0 and np.ndim(source[0]) > 0
-    ):
+    elif isinstance(source, tuple) and len(source) == 2 and np.ndim(source[1]) == 0 and np.ndim(source[0]) > 0:
         source, rate = source
     return _as_array(source), _checked_rate(rate)
 
@@ -212,18 +208,14 @@ def _as_array(samples: Any) -> npt.NDArray[Any]:
     except ValueError as error:  # lists of unequal lengths
         raise AudioError("bad_type", f"the samples form no array: {error}") from error
     if array.ndim not in (1, 2):
-        raise AudioError(
-            "bad_type", f"samples have one axis, or two with the channels, not the shape {array.shape}"
-        )
+        raise AudioError("bad_type", f"samples have one axis, or two with the channels, not the shape {array.shape}")
     return array
 
 
 def _checked_rate(rate: Any) -> float:
     if not isinstance(rate, (int, float, np.number)) or not LOWEST_RATE <= rate <= HIGHEST_RATE:
         allowed = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz"
-        raise AudioError(
-            "bad_rate", f"a sampling rate of {rate!r} Hz makes no sense for speech; allowed are {allowed}"
-        )
+        raise AudioError("bad_rate", f"a sampling rate of {rate!r} Hz makes no sense for speech; allowed are {allowed}")
     return float(rate)
 
 
@@ -236,9 +228,7 @@ def _mono(samples: npt.NDArray[Any]) -> Samples:
     elif kind == "u" and size == 1:
         samples = (samples - np.float32(128)) / np.float32(128)
     elif kind != "f":
-        raise AudioError(
-            "bad_type", f"samples of type {samples.dtype} are no PCM; give floats in [-1, 1] or int16"
-        )
+        raise AudioError("bad_type", f"samples of type {samples.dtype} are no PCM; give floats in [-1, 1] or int16")
     if samples.ndim == 2:
         samples = samples.mean(axis=int(np.argmin(samples.shape)))
     with np.errstate(over="ignore"):  # becomes infinite, and is refused as such

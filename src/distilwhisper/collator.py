@@ -56,11 +56,12 @@ class DataCollatorForDistillation:
     """Reads audio, makes log-mel features, and builds decoder inputs and labels.
 
     A sequence is ``[<|startofprev|> previous text] <|startoftranscript|> language task [<|notimestamps|>] text
-    <|endoftext|>``. Labels cover what follows ``<|startoftranscript|>``; prompt, start and padding are ignored. A label that
-    was cut off at the teacher's length limit gets no ``<|endoftext|>``, so that the student does not learn to stop early.
+    <|endoftext|>``. Labels cover what follows ``<|startoftranscript|>``; prompt, start and padding are ignored. A label
+    that was cut off at the teacher's length limit gets no ``<|endoftext|>``, so that the student does not learn to stop
+    early.
 
-    Timestamps and prompts are drawn from ``(seed, epoch, sample)``: anew each epoch, the same after a resume, whatever the
-    number of workers and processes.
+    Timestamps and prompts are drawn from ``(seed, epoch, sample)``: anew each epoch, the same after a resume, whatever
+    the number of workers and processes.
 
     Args:
         processor: A ``WhisperProcessor``.
@@ -74,8 +75,8 @@ class DataCollatorForDistillation:
         audio_column: Column of the recordings.
         transcript_column: Column of the pseudo-labels, clean or with special and timestamp tokens.
         text_column: Column of the reference transcripts; the target of evaluation samples, and of rows without a label.
-        prompt_column: Column of previous text, as token ids or text; ``condition_on_prev`` of the published data sets is
-            read too.
+        prompt_column: Column of previous text, as token ids or text; ``condition_on_prev`` of the published data sets
+            is read too.
         pad_to_multiple_of: Round the length of the label rows up.
         seed: Seed of the random draws.
     """
@@ -118,13 +119,15 @@ class DataCollatorForDistillation:
 
         Returns:
             ``input_features`` ``[batch, mels, frames]``, ``decoder_input_ids`` ``[batch, tokens]`` and ``labels``
-            ``[batch, tokens]`` (padded with -100); for evaluation also ``prefix_ids`` ``[batch, prefix]``, from which to
-            generate, and ``reference_ids`` ``[batch, text]``, the untruncated reference (padded with -100).
+            ``[batch, tokens]`` (padded with -100); for evaluation also ``prefix_ids`` ``[batch, prefix]``, from which
+            to generate, and ``reference_ids`` ``[batch, text]``, the untruncated reference (padded with -100).
 
         Raises:
             ValueError: If a recording or a label cannot be used; the message names the sample.
         """
-        wrapped = [sample if isinstance(sample, Sample) else Sample(sample, index) for index, sample in enumerate(samples)]
+        wrapped = [
+            sample if isinstance(sample, Sample) else Sample(sample, index) for index, sample in enumerate(samples)
+        ]
         sequences = [self.sequence(sample) for sample in wrapped]
         length = max(len(ids) for ids, _ in sequences) - 1
         length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
@@ -136,7 +139,9 @@ class DataCollatorForDistillation:
         if wrapped[0].evaluation:
             references = [self._encode(sample.row[self.text_column] or "") for sample in wrapped]
             batch["reference_ids"] = _pad(references, IGNORE_INDEX)
-            batch["prefix_ids"] = torch.tensor([self._prefix(self.label(sample), timestamps=False) for sample in wrapped])
+            batch["prefix_ids"] = torch.tensor(
+                [self._prefix(self.label(sample), timestamps=False) for sample in wrapped]
+            )
         return batch
 
     def sequence(self, sample: Sample) -> tuple[list[int], int]:
@@ -151,7 +156,9 @@ class DataCollatorForDistillation:
         timestamps = keep_timestamps and any(map(self.tokens.is_timestamp, ids))
         if not timestamps:
             ids = self.tokens.without_timestamps(ids)
-        target = self._prefix(label, timestamps=timestamps) + ids + ([self.tokens.end_of_text] if label.complete else [])
+        target = (
+            self._prefix(label, timestamps=timestamps) + ids + ([self.tokens.end_of_text] if label.complete else [])
+        )
         if sample.evaluation:
             target = target[: self.max_label_length]
         if len(target) > self.max_label_length:
@@ -179,8 +186,8 @@ class DataCollatorForDistillation:
             text = row.get(self.text_column)
         if text is None:
             raise ValueError(
-                f"sample {sample.key!r} has neither {self.transcript_column!r} nor {self.text_column!r}: label the data "
-                f"with PseudoLabeler first, or name the right columns (it has {sorted(row)})"
+                f"sample {sample.key!r} has neither {self.transcript_column!r} nor {self.text_column!r}: label "
+                f"the data with PseudoLabeler first, or name the right columns (it has {sorted(row)})"
             )
         if "<|" not in text:
             return Label(self._encode(text), *said, complete=not row.get("whisper_capped"))
@@ -231,8 +238,12 @@ class DataCollatorForDistillation:
                     )
                 )
             except (AudioError, KeyError) as error:
-                raise ValueError(f"sample {sample.key!r}: no audio from column {self.audio_column!r}: {error}") from error
-        features: Tensor = extractor(recordings, sampling_rate=extractor.sampling_rate, return_tensors="pt").input_features
+                raise ValueError(
+                    f"sample {sample.key!r}: no audio from column {self.audio_column!r}: {error}"
+                ) from error
+        features: Tensor = extractor(
+            recordings, sampling_rate=extractor.sampling_rate, return_tensors="pt"
+        ).input_features
         return features
 
     def _encode(self, text: str) -> list[int]:

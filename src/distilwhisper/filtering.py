@@ -205,9 +205,7 @@ class WERFilter:
         """Return whether a sample is kept. Arguments as for `wer`; None stands for a missing text."""
         return self.decide(reference, hypothesis, language=language).reason is None
 
-    def decide(
-        self, reference: str | None, hypothesis: str | None, *, language: str | None = None
-    ) -> Decision:
+    def decide(self, reference: str | None, hypothesis: str | None, *, language: str | None = None) -> Decision:
         """Return whether a sample is kept, or why not, and its word error rate. Arguments as for `keep`."""
         if hypothesis is None:
             return Decision("missing_label", None)
@@ -257,16 +255,12 @@ class WERFilter:
 
     def _filter(self, dataset: Any, columns: _Columns, report: FilterReport) -> Any:
         if isinstance(dataset, dict):
-            return type(dataset)(
-                {name: self._filter(part, columns, report) for name, part in dataset.items()}
-            )
+            return type(dataset)({name: self._filter(part, columns, report) for name, part in dataset.items()})
         if isinstance(dataset, IterableDataset):
             return self._filter_stream(dataset, columns, report)
         if isinstance(dataset, Dataset):
             return self._filter_stored(dataset, columns, report)
-        raise TypeError(
-            f"cannot filter a {type(dataset).__name__}; pass a datasets.Dataset or IterableDataset"
-        )
+        raise TypeError(f"cannot filter a {type(dataset).__name__}; pass a datasets.Dataset or IterableDataset")
 
     def _filter_stored(self, dataset: Dataset, columns: _Columns, report: FilterReport) -> Dataset:
         texts = columns.undecoded(dataset).select_columns(columns.needed(dataset.column_names))
@@ -279,9 +273,7 @@ class WERFilter:
         scored = dataset.add_column(WER_COLUMN, rates, feature=Value("float64"))
         return scored.select([row for row, decision in enumerate(decisions) if decision.reason is None])
 
-    def _filter_stream(
-        self, dataset: IterableDataset, columns: _Columns, report: FilterReport
-    ) -> IterableDataset:
+    def _filter_stream(self, dataset: IterableDataset, columns: _Columns, report: FilterReport) -> IterableDataset:
         if dataset.column_names:
             columns.needed(dataset.column_names)
         dataset = columns.undecoded(dataset)
@@ -297,9 +289,7 @@ class WERFilter:
         kept = [row for row, decision in enumerate(decisions) if decision.reason is None]
         return {name: [values[row] for row in kept] for name, values in scored.items()}
 
-    def _decide_batch(
-        self, batch: Mapping[str, list[Any]], columns: _Columns, report: FilterReport
-    ) -> list[Decision]:
+    def _decide_batch(self, batch: Mapping[str, list[Any]], columns: _Columns, report: FilterReport) -> list[Decision]:
         references, labels = batch[columns.reference], batch[columns.hypothesis]
         languages = batch[columns.language] if columns.language else [None] * len(labels)
         decisions = [

@@ -27,18 +27,20 @@ def load_speech(
     """Return a data set of recordings, audio left undecoded.
 
     Args:
-        source: A directory written by ``save_to_disk``; a ``.parquet`` file or a directory of them; a ``.jsonl`` manifest
-            (one object a line, the recording under ``audio``, ``audio_filepath``, ``file_name``, ``path`` or ``file``,
-            relative to the manifest); a directory of recordings, with transcripts in its ``metadata.csv`` or
+        source: A directory written by ``save_to_disk``; a ``.parquet`` file or a directory of them; a ``.jsonl``
+            manifest (one object a line, the recording under ``audio``, ``audio_filepath``, ``file_name``, ``path`` or
+            ``file``, relative to the manifest); a directory of recordings, with transcripts in its ``metadata.csv`` or
             ``metadata.jsonl`` if there are any; or a Hub id.
         split: Which split of a data set that has several, such as ``train`` or ``train+validation``; None for all, as a
             ``DatasetDict`` where there are several.
         config: Configuration of a Hub data set, such as a language.
         audio_column: Column of the recordings.
-        **kwargs: Further arguments of ``datasets.load_dataset`` for Hub ids, such as ``streaming=True`` or ``revision``.
+        **kwargs: Further arguments of ``datasets.load_dataset`` for Hub ids, such as ``streaming=True`` or
+        ``revision``.
 
     Raises:
-        FileNotFoundError: If a path does not exist and cannot be a Hub id, or a directory holds nothing that can be read.
+        FileNotFoundError: If a path does not exist and cannot be a Hub id, or a directory holds nothing that can be
+            read.
         ValueError: If the split does not exist, or a manifest names no recording.
     """
     path = Path(source)

@@ -8,14 +8,13 @@ With student logits ``z = W h``, teacher logits ``u = W' h'``, labels ``y`` and 
 
     d total / d z_i = 1/D [ pl_weight (softmax(z_i) - onehot(y_i)) + kl_weight T (q_i - p_i) ]
 
-The gradient is known in closed form, so it is made in the forward pass, a chunk of rows at a time: logits of student and
-teacher exist for one chunk only, whatever the batch. ``T^2`` keeps the scale of the gradient when ``T`` changes (Hinton et
-al. 2015, section 2).
+The gradient is known in closed form, so it is made in the forward pass, a chunk of rows at a time: logits of student
+and teacher exist for one chunk only, whatever the batch. ``T^2`` keeps the scale of the gradient when ``T`` changes
+(Hinton et al. 2015, section 2).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -56,8 +55,8 @@ def distillation_loss(
 ) -> DistillationLoss:
     """Return the KL + pseudo-label loss of paper eq. 6, without ever holding all the logits.
 
-    The gradient reaches ``student_hidden`` and ``student_head`` (if they require it), never the teacher. With no labelled
-    row at all the loss is 0, with a gradient of 0, so that every process takes part in collective operations.
+    The gradient reaches ``student_hidden`` and ``student_head`` (if they require it), never the teacher. With no
+    labelled row at all the loss is 0, with a gradient of 0, so that every process takes part in collective operations.
 
     Args:
         student_hidden: Last hidden states of the student, ``[N, d_s]`` (or ``[..., d_s]``).
@@ -84,14 +83,17 @@ def distillation_loss(
     use_teacher = kl_weight > 0
     if use_teacher and (teacher_hidden is None or teacher_head is None):
         raise ValueError(f"kl_weight={kl_weight} needs teacher_hidden and teacher_head; pass them, or kl_weight=0")
-    teacher = (teacher_hidden.flatten(0, -2), teacher_head) if use_teacher else (None, None)  # type: ignore[union-attr]
+    if not use_teacher or teacher_hidden is None:
+        teacher_hidden = teacher_head = None
+    else:
+        teacher_hidden = teacher_hidden.flatten(0, -2)
     student_hidden, labels = student_hidden.flatten(0, -2), labels.flatten()
-    _check_shapes(student_hidden, student_head, *teacher, labels)
+    _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, labels)
 
     rows = (labels != ignore_index).nonzero().squeeze(1)
     if len(rows) < len(labels):
         student_hidden, labels = student_hidden[rows], labels[rows]
-        teacher = (teacher[0][rows], teacher[1]) if use_teacher else teacher  # type: ignore[index]
+        teacher_hidden = None if teacher_hidden is None else teacher_hidden[rows]
     settings = _Settings(
         temperature=temperature,
         kl_weight=kl_weight,
@@ -101,12 +103,18 @@ def distillation_loss(
     )
     divisor = _divisor(len(labels) if num_items is None else num_items, student_hidden)
     return DistillationLoss(
-        *_FusedDistillation.apply(student_hidden, student_head, *teacher, labels, divisor, settings)
+        *_FusedDistillation.apply(  # type: ignore[no-untyped-call]
+            student_hidden, student_head, teacher_hidden, teacher_head, labels, divisor, settings
+        )
     )
 
 
 def hidden_state_loss(
-    student_states: list[Tensor], teacher_states: list[Tensor], labels: Tensor, *, num_items: Tensor | float | None = None,
+    student_states: list[Tensor],
+    teacher_states: list[Tensor],
+    labels: Tensor,
+    *,
+    num_items: Tensor | float | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
     """Return the mean squared error between mapped hidden states, summed over layers (paper eq. 10).
@@ -119,13 +127,16 @@ def hidden_state_loss(
         ignore_index: Label of positions that take no part.
 
     Returns:
-        Sum over layers and labelled positions of the mean over ``d`` of the squared difference, divided by ``num_items``.
+        Sum over layers and labelled positions of the mean over ``d`` of the squared difference, divided by
+        ``num_items``.
 
     Raises:
         ValueError: If the states of student and teacher differ in number or width.
     """
     if len(student_states) != len(teacher_states):
-        raise ValueError(f"{len(student_states)} student states cannot be matched with {len(teacher_states)} of the teacher")
+        raise ValueError(
+            f"{len(student_states)} student states cannot be matched with {len(teacher_states)} of the teacher"
+        )
     widths = {state.shape[-1] for state in (*student_states, *teacher_states)}
     if len(widths) > 1:
         raise ValueError(f"hidden states must have one width to be compared, not {sorted(widths)}; set mse_weight=0")
@@ -173,8 +184,8 @@ def _check_shapes(
 
 
 def _divisor(num_items: Tensor | float, like: Tensor) -> Tensor:
-    # A tensor is clamped on its device: reading its value would make the host wait for the GPU. clamp gives 0/1 = 0 for an
-    # update without labels.
+    # A tensor is clamped on its device: reading its value would make the host wait for the GPU. clamp gives 0/1 = 0 for
+    # an update without labels.
     dtype = _accumulation_dtype(like)
     return torch.as_tensor(num_items, device=like.device, dtype=dtype).clamp(min=1)
 
@@ -230,7 +241,9 @@ class _FusedDistillation(torch.autograd.Function):
             teacher = teacher_hidden.to(compute), teacher_head.to(compute)
 
         kl, pl = divisor.new_zeros(()), divisor.new_zeros(())
-        workspace = [divisor.new_empty(min(settings.chunk_size, len(labels)), len(head)) for _ in range(3 if teacher else 2)]
+        workspace = [
+            divisor.new_empty(min(settings.chunk_size, len(labels)), len(head)) for _ in range(3 if teacher else 2)
+        ]
         for start in range(0, len(labels), settings.chunk_size):
             rows = slice(start, start + settings.chunk_size)
             buffers = [buffer[: len(labels[rows])] for buffer in workspace]
@@ -258,10 +271,17 @@ class _FusedDistillation(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         scale = (grad_total / ctx.divisor).to(ctx.divisor.dtype)
-        return *(
-            None if gradient is None else gradient.mul_(scale).to(dtype)
-            for gradient, dtype in zip((gradients.hidden, gradients.head), ctx.dtypes, strict=True)
-        ), None, None, None, None, None
+        return (
+            *(
+                None if gradient is None else gradient.mul_(scale).to(dtype)
+                for gradient, dtype in zip((gradients.hidden, gradients.head), ctx.dtypes, strict=True)
+            ),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:

@@ -29,8 +29,8 @@ class StepOutput(NamedTuple):
         kl: ``T^2 KL(teacher, student)``, detached; 0 without a teacher.
         pl: Cross-entropy on the labels, detached.
         mse: Squared difference of the mapped hidden states, detached; 0 if it has no weight.
-        encoder_states: ``[batch, frames, d_model]``, detached, in evaluation; None in training, where nothing but scalars
-            should pass through the wrappers around the model.
+        encoder_states: ``[batch, frames, d_model]``, detached, in evaluation; None in training, where nothing but
+            scalars should pass through the wrappers around the model.
     """
 
     loss: Tensor
@@ -59,8 +59,9 @@ class Objective:
 def matched_teacher_layers(student_layers: int, teacher_layers: int) -> list[int]:
     """Return the teacher layer whose output each student layer is compared with (paper eq. 11).
 
-    Layers are 0-based: 15 and 31 for a student of 2 layers and a teacher of 32. This is not the map of the initialisation,
-    which takes layers 0 and 31: a student layer stands for the block of teacher layers that ends at its match.
+    Layers are 0-based: 15 and 31 for a student of 2 layers and a teacher of 32. This is not the map of the
+    initialisation, which takes layers 0 and 31: a student layer stands for the block of teacher layers that ends at its
+    match.
 
     Raises:
         ValueError: If the student has more layers than the teacher.
@@ -92,12 +93,13 @@ def same_encoder(student: nn.Module, teacher: nn.Module) -> bool:
 class DistillationStep:
     """The forward pass of distillation for one student and one teacher.
 
-    The frozen encoder runs once, without gradients, in evaluation mode; the teacher uses its output if both encoders are
-    the same, and gets the student's very ``decoder_input_ids`` in any case. Only labelled positions reach the heads.
+    The frozen encoder runs once, without gradients, in evaluation mode; the teacher uses its output if both encoders
+    are the same, and gets the student's very ``decoder_input_ids`` in any case. Only labelled positions reach the
+    heads.
 
     Args:
-        student: A ``WhisperForConditionalGeneration``. Its encoder is taken as frozen if none of its parameters requires
-            gradients.
+        student: A ``WhisperForConditionalGeneration``. Its encoder is taken as frozen if none of its parameters
+            requires gradients.
         teacher: Another one, with the same vocabulary; None if the objective has no term that needs it.
         objective: Weights and temperature.
 
@@ -137,14 +139,13 @@ class DistillationStep:
         if self.objective.mse_weight > 0:
             self.matched_layers = matched_teacher_layers(student.config.decoder_layers, teacher.config.decoder_layers)
 
-    def __call__(
-        self, student: Any, batch: dict[str, Tensor], num_items: Tensor | float | None = None
-    ) -> StepOutput:
+    def __call__(self, student: Any, batch: dict[str, Tensor], num_items: Tensor | float | None = None) -> StepOutput:
         """Return loss and terms of one batch.
 
         Args:
             student: The student, unwrapped.
-            batch: ``input_features`` ``[batch, mels, frames]``, ``decoder_input_ids`` and ``labels`` ``[batch, tokens]``.
+            batch: ``input_features`` ``[batch, mels, frames]``, ``decoder_input_ids`` and ``labels`` ``[batch,
+                tokens]``.
             num_items: Label tokens of the whole update; default: the batch's own.
         """
         encoder_states = self._encode(student, batch["input_features"])
@@ -195,8 +196,8 @@ class DistillationStep:
     def bind(self, student: Any) -> None:
         """Make ``student(distillation_batch=..., num_items=...)`` run this step; any other call stays as it was.
 
-        The step runs inside the student's own forward because DDP, FSDP and ZeRO act there: a loss computed outside would
-        go round them.
+        The step runs inside the student's own forward because DDP, FSDP and ZeRO act there: a loss computed outside
+        would go round them.
         """
         unbind(student)
         plain = student.forward
@@ -231,9 +232,7 @@ def place_teacher(teacher: Any, device: torch.device, dtype: torch.dtype | None 
 
 
 def _decode(model: Any, encoder_states: Tensor, decoder_input_ids: Tensor) -> Tensor:
-    output = model.model.decoder(
-        input_ids=decoder_input_ids, encoder_hidden_states=encoder_states, use_cache=False
-    )
+    output = model.model.decoder(input_ids=decoder_input_ids, encoder_hidden_states=encoder_states, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden
 

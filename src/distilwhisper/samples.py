@@ -143,9 +143,13 @@ def usable_rows(dataset: Any, collator: DataCollatorForDistillation) -> list[int
         else:
             reasons[reason] = reasons.get(reason, 0) + 1
     if reasons:
-        logger.warning("%d of %d samples are left out of the training: %s", len(dataset) - len(rows), len(dataset), reasons)
+        logger.warning(
+            "%d of %d samples are left out of the training: %s", len(dataset) - len(rows), len(dataset), reasons
+        )
     if not rows:
-        raise ValueError(f"none of the {len(dataset)} training samples can be used: {reasons or 'the data set is empty'}")
+        raise ValueError(
+            f"none of the {len(dataset)} training samples can be used: {reasons or 'the data set is empty'}"
+        )
     return rows
 
 

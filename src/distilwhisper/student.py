@@ -88,9 +88,7 @@ def spaced_layer_indices(total: int, keep: int) -> list[int]:
         ValueError: If ``keep`` is no whole number from 1 to ``total``.
     """
     if not _is_whole(keep) or not 1 <= keep <= total:
-        raise ValueError(
-            f"the number of layers to keep must be a whole number from 1 to {total}, not {keep!r}"
-        )
+        raise ValueError(f"the number of layers to keep must be a whole number from 1 to {total}, not {keep!r}")
     return [*(step * (total - 1) // (keep - 1) for step in range(keep - 1)), total - 1]
 
 
@@ -123,8 +121,7 @@ def _load_teacher(
         return WhisperForConditionalGeneration.from_pretrained(teacher, dtype=dtype or "auto", **options)
     if not isinstance(teacher, WhisperForConditionalGeneration):
         raise TypeError(
-            "the teacher must be a WhisperForConditionalGeneration, a path or a Hub id, "
-            f"not {type(teacher).__name__}"
+            f"the teacher must be a WhisperForConditionalGeneration, a path or a Hub id, not {type(teacher).__name__}"
         )
     if options:
         raise TypeError(f"{sorted(options)} tell how to load a teacher, but the teacher is loaded already")

@@ -135,7 +135,9 @@ class WhisperTokens:
             ids = ids[len(ids) - ids[::-1].index(self.start_of_transcript) :]
         if self.end_of_text in ids:
             ids = ids[: ids.index(self.end_of_text)]
-        return [token for token in ids if token < self.end_of_text or token > self.timestamp_end or self.is_timestamp(token)]
+        return [
+            token for token in ids if token < self.end_of_text or token > self.timestamp_end or self.is_timestamp(token)
+        ]
 
 
 def _last_timestamp(vocabulary: dict[str, int], begin: int) -> int:

@@ -36,16 +36,17 @@ TERMS = ("kl", "pl", "mse")
 class DistillationTrainer(Seq2SeqTrainer):
     """Trains a student Whisper on a teacher's labels and distributions.
 
-    Everything of the Transformers ``Trainer`` works: callbacks, resuming, early stopping, ``report_to``, ``push_to_hub``,
-    mixed precision, gradient checkpointing, accumulation, DDP. Different are the loss (paper eq. 12), normalised by the label
-    tokens of the whole update; the logs, which show each term; the evaluation, which transcribes and reports the word error
-    rate of each set and, under ``eval_wer``, their average; and checkpoints, which hold the student alone, complete with its
-    processor.
+    Everything of the Transformers ``Trainer`` works: callbacks, resuming, early stopping, ``report_to``,
+    ``push_to_hub``, mixed precision, gradient checkpointing, accumulation, DDP. Different are the loss (paper eq. 12),
+    normalised by the label tokens of the whole update; the logs, which show each term; the evaluation, which
+    transcribes and reports the word error rate of each set and, under ``eval_wer``, their average; and checkpoints,
+    which hold the student alone, complete with its processor.
 
     Args:
         model: The student, or a path or Hub id.
-        teacher_model: The teacher, or a path or Hub id; not needed with ``kl_weight=0`` and ``mse_weight=0``. It is moved to
-            the training device, in the training's mixed precision, and set to evaluation mode without gradients.
+        teacher_model: The teacher, or a path or Hub id; not needed with ``kl_weight=0`` and ``mse_weight=0``. It is
+            moved to the training device, in the training's mixed precision, and set to evaluation mode without
+            gradients.
         args: ``DistillationTrainingArguments``.
         data_collator: Default: ``DataCollatorForDistillation`` with the settings of ``args``.
         train_dataset: What ``PseudoLabeler.label`` or ``WERFilter.filter`` returned, or any data set with audio and
@@ -59,8 +60,8 @@ class DistillationTrainer(Seq2SeqTrainer):
         ValueError: If teacher and student do not fit, the teacher is missing, or no training sample has a usable label.
     """
 
-    # The loss is divided by the label tokens of the whole update; the stock setting would multiply Whisper's by the number
-    # of accumulation steps.
+    # The loss is divided by the label tokens of the whole update; the stock setting would multiply Whisper's by the
+    # number of accumulation steps.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -177,14 +178,18 @@ class DistillationTrainer(Seq2SeqTrainer):
         return MapSamples(dataset, self.data_collator.audio_column, evaluation=True)
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval", **kwargs: Any
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **kwargs: Any,
     ) -> dict[str, float]:
         """Evaluate on one set, or on several named ones with their average.
 
         Returns:
-            ``eval_loss``, ``eval_wer`` (percent, after normalisation), ``eval_wer_ortho`` (percent, as written) and counts;
-            with several sets ``eval_<name>_wer`` for each, and ``eval_wer`` as the mean over the sets, each counting the same
-            whatever its size (the paper's macro-average, by which the best checkpoint is chosen).
+            ``eval_loss``, ``eval_wer`` (percent, after normalisation), ``eval_wer_ortho`` (percent, as written) and
+            counts; with several sets ``eval_<name>_wer`` for each, and ``eval_wer`` as the mean over the sets, each
+            counting the same whatever its size (the paper's macro-average, by which the best checkpoint is chosen).
         """
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         sets = self.eval_dataset if eval_dataset is None else eval_dataset

@@ -1,6 +1,6 @@
 """Distil a tiny student from saved data; started by the tests as one or several processes, or killed.
 
-    python tests/programs/distil.py DATA MODELS --output_dir OUT [training arguments]
+python tests/programs/distil.py DATA MODELS --output_dir OUT [training arguments]
 """
 
 import json
@@ -26,7 +26,9 @@ def main() -> None:
         eval_dataset={"all": dataset, "some": dataset.select(range(3))},
         processing_class=WhisperProcessor.from_pretrained(f"{models}/student"),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None)
+    trainer.train(
+        resume_from_checkpoint=get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None
+    )
     trainer.save_model()
     metrics = trainer.evaluate() if args.do_eval else {}
     if trainer.is_world_process_zero():
