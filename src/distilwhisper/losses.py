@@ -21,9 +21,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-DEFAULT_CHUNK_SIZE = {"cpu": 256, "cuda": 1024}
-"""Rows of logits alive at a time: large enough for full-speed matrix products, small enough to be forgotten."""
-
 
 class DistillationLoss(NamedTuple):
     """The loss and its terms, each already divided by the number of label tokens.
@@ -70,7 +67,7 @@ def distillation_loss(
         num_items: What the sums are divided by: the label tokens of the whole update, over all accumulation steps and
             processes. Default: the labelled rows given.
         ignore_index: Label of rows that take no part.
-        chunk_size: Rows of logits alive at a time. Default: 256 on CPU, 1,024 on GPUs.
+        chunk_size: Rows of logits alive at a time. Default: 64 to 256 on CPUs, by the width; 1,024 on GPUs.
 
     Returns:
         The total and its two terms, scalars in fp32 (fp64 for fp64 inputs).
@@ -98,7 +95,7 @@ def distillation_loss(
         temperature=temperature,
         kl_weight=kl_weight,
         pl_weight=pl_weight,
-        chunk_size=chunk_size or DEFAULT_CHUNK_SIZE.get(labels.device.type, 1024),
+        chunk_size=chunk_size or _default_chunk_size(student_head),
         needs_gradient=torch.is_grad_enabled() and (student_hidden.requires_grad or student_head.requires_grad),
     )
     divisor = _divisor(len(labels) if num_items is None else num_items, student_hidden)
@@ -190,6 +187,11 @@ def _divisor(num_items: Tensor | float, like: Tensor) -> Tensor:
     return torch.as_tensor(num_items, device=like.device, dtype=dtype).clamp(min=1)
 
 
+def _default_chunk_size(head: Tensor) -> int:
+    # A chunk must be large enough for the product to outweigh reading the head, and small enough for a CPU's caches.
+    return 1024 if head.is_cuda else min(256, max(64, head.shape[1] // 4))
+
+
 def _accumulation_dtype(like: Tensor) -> torch.dtype:
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
@@ -238,11 +240,11 @@ class _FusedDistillation(torch.autograd.Function):
         student = hidden.to(compute), head.to(compute)
         teacher = None
         if teacher_hidden is not None and teacher_head is not None:
-            teacher = teacher_hidden.to(compute), teacher_head.to(compute)
+            teacher = (teacher_hidden / settings.temperature).to(compute), teacher_head.to(compute)
 
         kl, pl = divisor.new_zeros(()), divisor.new_zeros(())
         workspace = [
-            divisor.new_empty(min(settings.chunk_size, len(labels)), len(head)) for _ in range(3 if teacher else 2)
+            divisor.new_empty(min(settings.chunk_size, len(labels)), len(head)) for _ in range(3 if teacher else 1)
         ]
         for start in range(0, len(labels), settings.chunk_size):
             rows = slice(start, start + settings.chunk_size)
@@ -250,7 +252,7 @@ class _FusedDistillation(torch.autograd.Function):
             _product(student[0][rows], student[1].t(), out=buffers[0])
             if teacher:
                 _product(teacher[0][rows], teacher[1].t(), out=buffers[1])
-            chunk_kl, chunk_pl = _chunk(buffers, labels[rows], settings, with_teacher=teacher is not None)
+            chunk_kl, chunk_pl = _chunk(buffers, labels[rows], settings)
             kl += chunk_kl
             pl += chunk_pl
             if settings.needs_gradient:
@@ -291,48 +293,50 @@ def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.mm(left, right, out_dtype=torch.float32, out=out)  # type: ignore[no-any-return, call-overload]
 
 
-def _chunk(buffers: list[Tensor], labels: Tensor, settings: _Settings, *, with_teacher: bool) -> tuple[Tensor, Tensor]:
+def _chunk(buffers: list[Tensor], labels: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
     """Reduce one chunk of logits to its two sums and leave the gradient in the first buffer.
 
+    Memory traffic decides the speed here, so every pass works in place and the sums of the softmaxes are divided by
+    last.
+
     Args:
-        buffers: Student logits, teacher logits (or scratch), scratch; each ``[rows, V]``, all overwritten.
+        buffers: Student logits; and with a KL term, teacher logits divided by the temperature and scratch. Each
+            ``[rows, V]``, all overwritten.
         labels: ``[rows]``.
         settings: Weights and temperature.
-        with_teacher: Whether there is a KL term.
 
     Returns:
         Sum of ``T^2 KL`` and sum of the cross-entropy over the rows.
     """
-    logits, temperature = buffers[0], settings.temperature
+    student, temperature = buffers[0], settings.temperature
     index = labels.unsqueeze(1)
-    lse = logits.logsumexp(-1, keepdim=True)
-    pl = (lse - logits.gather(1, index)).sum()
-    if not with_teacher:
-        if settings.needs_gradient:
-            logits.sub_(lse).exp_()
-            logits.scatter_add_(1, index, torch.full_like(lse, -1.0)).mul_(settings.pl_weight)
-        return torch.zeros_like(pl), pl
-
-    teacher, probabilities = buffers[1].div_(temperature), buffers[2]
-    teacher_lse = teacher.logsumexp(-1, keepdim=True)
-    torch.sub(teacher, teacher_lse, out=probabilities).exp_()
-    hard = None
-    if settings.needs_gradient and settings.pl_weight > 0 and temperature != 1:
-        hard = lse
-    soft_lse = lse if temperature == 1 else (logits / temperature).logsumexp(-1, keepdim=True)
-    # KL = sum_v p (u - z)/T - lse(u/T) + lse(z/T): one pass over the teacher's buffer, which is free afterwards
-    teacher.sub_(logits, alpha=1 / temperature).mul_(probabilities)
-    kl = (teacher.sum(-1, keepdim=True) - teacher_lse + soft_lse).sum() * temperature**2
-    if settings.needs_gradient:
-        if hard is not None:
-            torch.sub(logits, hard, out=teacher).exp_()
-        logits.div_(temperature).sub_(soft_lse).exp_()
+    student.sub_(student.amax(-1, keepdim=True))
+    target = student.gather(1, index)
+    parts: list[tuple[Tensor, Tensor]] = []  # numerators of a softmax, and the factor of its gradient
+    kl = student.new_zeros(())
+    if len(buffers) > 1:
+        teacher, probabilities = buffers[1:]
+        teacher.sub_(teacher.amax(-1, keepdim=True))
+        teacher_sum = torch.exp(teacher, out=probabilities).sum(-1, keepdim=True)
+        # sum_v p (u - z) / T; the teacher's buffer is free afterwards and takes the student's softmax at T
+        divergence = (
+            teacher.sub_(student, alpha=1 / temperature).mul_(probabilities).sum(-1, keepdim=True) / teacher_sum
+        )
         scale = settings.kl_weight * temperature
+        parts.append((probabilities, -scale / teacher_sum))
+        if temperature != 1:
+            soft_sum = torch.mul(student, 1 / temperature, out=teacher).exp_().sum(-1, keepdim=True)
+            parts.append((teacher, scale / soft_sum))
+    hard_sum = student.exp_().sum(-1, keepdim=True)
+    pl = (hard_sum.log() - target).sum()
+    hard_weight = settings.pl_weight
+    if len(buffers) > 1:
         if temperature == 1:
-            logits.mul_(settings.kl_weight + settings.pl_weight).sub_(probabilities, alpha=scale)
-        else:
-            logits.sub_(probabilities).mul_(scale)
-            if hard is not None:
-                logits.add_(teacher, alpha=settings.pl_weight)
-        logits.scatter_add_(1, index, torch.full_like(lse, -settings.pl_weight))
+            soft_sum, hard_weight = hard_sum, hard_weight + settings.kl_weight
+        kl = (divergence - teacher_sum.log() + soft_sum.log()).sum() * temperature**2
+    if settings.needs_gradient:
+        student.mul_(hard_weight / hard_sum)
+        for numerators, factor in parts:
+            student.addcmul_(numerators, factor)
+        student.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
     return kl, pl
