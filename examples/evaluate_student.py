@@ -9,8 +9,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from distilwhisper import Transcriber, compare_latency, evaluate
-from distilwhisper.loading import load_speech
+from distilwhisper import Transcriber, compare_latency, evaluate, load_speech
 
 
 @dataclass

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from distilwhisper import WERFilter
-from distilwhisper.loading import load_speech
+from distilwhisper import WERFilter, load_speech
 
 
 @dataclass

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import HfArgumentParser
 
-from distilwhisper import PseudoLabeler
-from distilwhisper.loading import load_speech
+from distilwhisper import PseudoLabeler, load_speech
 
 
 @dataclass

@@ -17,8 +17,7 @@ from pathlib import Path
 from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.trainer_utils import get_last_checkpoint
 
-from distilwhisper import PRESETS, DistillationTrainer, DistillationTrainingArguments
-from distilwhisper.loading import load_speech
+from distilwhisper import PRESETS, DistillationTrainer, DistillationTrainingArguments, load_speech
 
 
 @dataclass

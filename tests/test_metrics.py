@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from distilwhisper.metrics import (
     ErrorCounts,
     count_character_errors,
+    count_normalized_errors,
     count_repeated_ngrams,
     count_word_errors,
     word_error_rate,
@@ -63,6 +64,11 @@ def test_the_rate_of_a_set_is_not_the_mean_of_its_rates():
 
 def test_a_normaliser_is_applied_to_both_sides():
     assert word_error_rate(["It's Colour"], ["it is color!"], get_normalizer("en")) == 0
+
+
+def test_a_text_without_letters_and_digits_is_empty_once_normalised():
+    assert count_normalized_errors("...", "Yes ♪", get_normalizer("en")) == ErrorCounts(insertions=1, samples=1)
+    assert count_normalized_errors("%", " — ", get_normalizer("en")) == ErrorCounts(samples=1)
 
 
 def test_as_many_hypotheses_as_references_are_needed():

@@ -272,7 +272,8 @@ def test_best_checkpoint_and_early_stopping_follow_the_word_error_rate(tiny_teac
     trainer.train()
     assert trainer.args.metric_for_best_model == "wer"
     assert trainer.state.global_step == 2  # nothing is learned, so the second evaluation is no better
-    assert trainer.state.best_metric == trainer.state.log_history[2]["eval_wer"]
+    averages = [entry["eval_wer"] for entry in trainer.state.log_history if "eval_wer" in entry]
+    assert trainer.state.best_metric == averages[0]
 
 
 def test_samples_without_a_usable_label_are_left_out_and_counted(tiny_teacher, data, processor, tmp_path, caplog):
@@ -357,7 +358,8 @@ def saved(tiny_teacher, data, processor, tmp_path):
 
 
 def command(saved, output, *flags, processes=1):
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", str(processes)]
+    launch = ["-m", "accelerate.commands.launch", "--num_machines", "1", "--num_processes", str(processes)]
+    launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]  # with --cpu Accelerate starts one process only
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     settings = [
         "--language",

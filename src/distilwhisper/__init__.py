@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distilwhisper.arguments import PRESETS, DistillationTrainingArguments
     from distilwhisper.audio import AudioError, load_audio
+    from distilwhisper.benchmarks import LatencyComparison, LatencyResult, compare_latency, measure_latency
     from distilwhisper.collator import DataCollatorForDistillation
-    from distilwhisper.evaluation import EvaluationResult, compare_latency, evaluate
+    from distilwhisper.evaluation import EvaluationResult, evaluate
     from distilwhisper.filtering import FilterReport, WERFilter
+    from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
     from distilwhisper.normalizers import get_normalizer
@@ -33,16 +35,20 @@ _MODULES = {
     "EvaluationResult": "evaluation",
     "FilterReport": "filtering",
     "LabelReport": "pseudo_labels",
+    "LatencyComparison": "benchmarks",
+    "LatencyResult": "benchmarks",
     "PseudoLabeler": "pseudo_labels",
     "Transcriber": "transcription",
     "Transcript": "transcription",
     "WERFilter": "filtering",
-    "compare_latency": "evaluation",
+    "compare_latency": "benchmarks",
     "create_student": "student",
     "distillation_loss": "losses",
     "evaluate": "evaluation",
     "get_normalizer": "normalizers",
     "load_audio": "audio",
+    "load_speech": "loading",
+    "measure_latency": "benchmarks",
     "save_processor": "student",
 }
 
@@ -58,6 +64,8 @@ __all__ = [
     "EvaluationResult",
     "FilterReport",
     "LabelReport",
+    "LatencyComparison",
+    "LatencyResult",
     "PseudoLabeler",
     "Transcriber",
     "Transcript",
@@ -68,6 +76,8 @@ __all__ = [
     "evaluate",
     "get_normalizer",
     "load_audio",
+    "load_speech",
+    "measure_latency",
     "save_processor",
 ]
 

@@ -43,6 +43,17 @@ class Sample:
         return str(self.index if identity is None else identity)
 
 
+class UnusableLabelError(ValueError):
+    """A label that cannot be trained on; ``reason`` says why in a few words."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)  # both, for the pickles of data loader workers
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
 class Label(NamedTuple):
     """What a row says should be written: token ids of text and timestamps, and the prefix they belong to."""
 
@@ -148,7 +159,7 @@ class DataCollatorForDistillation:
         """Return the token ids of a sample, prompt and prefix included, and how many of them are the prompt's.
 
         Raises:
-            ValueError: If the label alone is longer than ``max_label_length``.
+            UnusableLabelError: If the label alone is longer than ``max_label_length``.
         """
         label = self.label(sample)
         keep_timestamps, use_prompt = (False, False) if sample.evaluation else self._draw(sample)
@@ -162,9 +173,10 @@ class DataCollatorForDistillation:
         if sample.evaluation:
             target = target[: self.max_label_length]
         if len(target) > self.max_label_length:
-            raise ValueError(
+            raise UnusableLabelError(
+                "label too long",
                 f"sample {sample.key!r}: its label has {len(target)} tokens, the model takes {self.max_label_length}; "
-                "leave the sample out or cut the recording into shorter ones"
+                "leave the sample out or cut the recording into shorter ones",
             )
         prompt = self._prompt(sample, len(target), timestamps=timestamps) if use_prompt else []
         return prompt + target, len(prompt)
@@ -173,7 +185,7 @@ class DataCollatorForDistillation:
         """Return what the row says should be written: its tokens, its transcript, or its text.
 
         Raises:
-            ValueError: If it says nothing.
+            UnusableLabelError: If it says nothing.
         """
         row = sample.row
         said = (row.get("whisper_language"), row.get("whisper_task"))
@@ -185,9 +197,10 @@ class DataCollatorForDistillation:
         if text is None:
             text = row.get(self.text_column)
         if text is None:
-            raise ValueError(
+            raise UnusableLabelError(
+                "no label",
                 f"sample {sample.key!r} has neither {self.transcript_column!r} nor {self.text_column!r}: label "
-                f"the data with PseudoLabeler first, or name the right columns (it has {sorted(row)})"
+                f"the data with PseudoLabeler first, or name the right columns (it has {sorted(row)})",
             )
         if "<|" not in text:
             return Label(self._encode(text), *said, complete=not row.get("whisper_capped"))

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -15,7 +16,7 @@ from typing import Any
 from datasets.utils import tqdm
 
 from distilwhisper.audio import AudioError, undecoded
-from distilwhisper.metrics import ErrorCounts, count_word_errors
+from distilwhisper.metrics import ErrorCounts, count_normalized_errors, count_word_errors
 from distilwhisper.normalizers import Normalizer, get_normalizer
 from distilwhisper.transcription import Transcriber
 
@@ -179,7 +180,7 @@ def evaluate(
     transcriber = _transcriber(model, processor, language, batch_size=batch_size, **options)
     normalize = normalizer or get_normalizer(language or transcriber.language)
     for rows in islice(sets.values(), 1):  # the first work of a device is slow, and would be held against the model
-        list(transcriber.transcribe_many(islice(_recordings(rows, text_column, audio_column, {}, []), 1)))
+        list(transcriber.transcribe_many(islice(_recordings(rows, text_column, audio_column, {}), 1)))
     return EvaluationResult(
         {
             name: _evaluate_set(transcriber, rows, text_column, audio_column, normalize=normalize, name=name)
@@ -197,45 +198,50 @@ def _transcriber(model: Any, processor: Any, language: str | None = None, **opti
 
 
 def _recordings(
-    rows: Any, text_column: str, audio_column: str, references: dict[int, str], failures: list[Failure]
+    rows: Any, text_column: str, audio_column: str, references: dict[int, str | None]
 ) -> Iterator[tuple[int, Any]]:
-    """Yield position and audio of the rows that have a reference, which goes into ``references``."""
+    """Yield position and audio of each row, and put its text into ``references``; without one its audio is None."""
     known = getattr(rows, "column_names", None) or (text_column, audio_column)
     if missing := [name for name in (text_column, audio_column) if name not in known]:
         raise ValueError(f"the test set has no column {missing[0]!r}, only {known}; name the right one")
     rows = undecoded(rows, audio_column) if hasattr(rows, "features") else rows
     for index, row in enumerate(rows):
-        if row[text_column] is None:
-            failures.append(Failure(index, "missing_reference", "there is no reference transcript"))
-        else:
-            references[index] = row[text_column]
-            yield index, row[audio_column]
+        references[index] = row[text_column]
+        yield index, None if references[index] is None else row[audio_column]
 
 
 def _evaluate_set(
     transcriber: Transcriber, rows: Any, text_column: str, audio_column: str, *, normalize: Normalizer, name: str
 ) -> SetResult:
-    result, references, started = SetResult(), dict[int, str](), time.perf_counter()
-    recordings = _recordings(rows, text_column, audio_column, references, result.failures)
+    result, references, started = SetResult(), dict[int, str | None](), time.perf_counter()
+    recordings = _recordings(rows, text_column, audio_column, references)
     total = len(rows) if hasattr(rows, "__len__") else None
     for index, transcript in tqdm(transcriber.transcribe_many(recordings), f"Evaluating {name}", total):
-        if isinstance(transcript, AudioError):
+        if references[index] is None:
+            result.failures.append(Failure(index, "missing_reference", "there is no reference transcript"))
+        elif isinstance(transcript, AudioError):
             result.failures.append(Failure(index, transcript.reason, str(transcript)))
-            continue
-        result.audio_s += transcript.duration_s
-        result.transcripts[index] = transcript.text
-    result.seconds = time.perf_counter() - started
-    for index, text in sorted(result.transcripts.items()):
-        normalized = count_word_errors(normalize(references[index]), normalize(text))
-        if normalized.reference_words:
-            result.normalized += normalized
-            result.orthographic += count_word_errors(references[index], text)
         else:
-            result.empty_references += normalized
+            result.audio_s += transcript.duration_s
+            result.transcripts[index] = transcript.text
+    result.seconds = time.perf_counter() - started
+    result.transcripts = dict(sorted(result.transcripts.items()))
     result.failures.sort()
+    for index, text in result.transcripts.items():
+        _score(result, references[index] or "", text, normalize)
     if result.failures:
-        logger.warning("%d samples of %s could not be scored: %s", len(result.failures), name, result.failures[0])
+        reasons = dict(Counter(failure.reason for failure in result.failures))
+        logger.warning("%d of %d samples of %s are not scored: %s", len(result.failures), result.samples, name, reasons)
     return result
+
+
+def _score(result: SetResult, reference: str, hypothesis: str, normalize: Normalizer) -> None:
+    normalized = count_normalized_errors(reference, hypothesis, normalize)
+    if normalized.reference_words:
+        result.normalized += normalized
+        result.orthographic += count_word_errors(reference, hypothesis)
+    else:
+        result.empty_references += normalized
 
 
 def _finite(rate: float) -> float | None:

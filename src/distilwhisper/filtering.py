@@ -18,7 +18,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.utils import tqdm
 
 from distilwhisper.audio import audio_duration, undecoded
-from distilwhisper.metrics import ErrorCounts, count_word_errors
+from distilwhisper.metrics import ErrorCounts, count_normalized_errors
 from distilwhisper.normalizers import Normalizer, get_normalizer, is_shouting, strip_special_tokens
 
 WER_COLUMN = "whisper_wer"
@@ -136,7 +136,7 @@ class FilterReport:
         rows = {"kept": self.kept}
         rows |= {f"dropped: {reason}": tally for reason, tally in self.reasons.items() if tally.samples}
         rows["total"] = total = self.total
-        lines = [f"| WER <= {self.threshold:.0%} | samples | hours | share |", "|:--|--:|--:|--:|"]
+        lines = [f"| WER <= {100 * self.threshold:g}% | samples | hours | share |", "|:--|--:|--:|--:|"]
         for name, tally in rows.items():
             hours = "unknown" if tally.hours is None else f"{tally.hours:,.2f}"
             share = tally.samples / max(total.samples, 1)
@@ -304,9 +304,7 @@ class WERFilter:
         language = language or self.language
         if language not in self._normalizers:
             self._normalizers[language] = self._normalizer or get_normalizer(language)
-        texts = map(self._normalizers[language], (reference, strip_special_tokens(hypothesis)))
-        # Whisper's normaliser turns "..." into "."; a text without letters and digits says nothing.
-        return count_word_errors(*(text if any(map(str.isalnum, text)) else "" for text in texts))
+        return count_normalized_errors(reference, strip_special_tokens(hypothesis), self._normalizers[language])
 
 
 class _Columns(NamedTuple):

@@ -123,12 +123,8 @@ def generate_tokens(
     Raises:
         ValueError: If features and encoder states are both given, or neither, or the prefix leaves no room.
     """
-    states = encoder_hidden_states
-    if (input_features is None) == (states is None):
-        raise ValueError("pass either input_features or encoder_hidden_states")
-    if input_features is not None:
-        states = encode(model, input_features)
-    states, prefix = states.to(model.device, model.dtype), torch.as_tensor(prefix, device=model.device)
+    states = _encoder_states(model, input_features, encoder_hidden_states)
+    prefix = torch.as_tensor(prefix, device=model.device)
     room = model.config.max_target_positions - prefix.shape[1]
     if room < 1:
         raise ValueError(f"a prefix of {prefix.shape[1]} tokens leaves no room of {model.config.max_target_positions}")
@@ -138,6 +134,14 @@ def generate_tokens(
     with _evaluating(model):
         search = _greedy if num_beams == 1 else partial(_beams, num_beams=num_beams)
         return search(model, states, prefix, processors, limit=limit, head=head, no_speech_token=no_speech_token)
+
+
+def _encoder_states(model: WhisperForConditionalGeneration, features: Tensor | None, states: Tensor | None) -> Tensor:
+    if states is not None and features is None:
+        return states.to(model.device, model.dtype)
+    if features is not None and states is None:
+        return encode(model, features)
+    raise ValueError("pass either input_features or encoder_hidden_states")
 
 
 def _greedy(
@@ -194,15 +198,18 @@ def _beams(
     num_beams: int,
 ) -> GeneratedTokens:
     config = copy.deepcopy(model.generation_config)
-    config.update(num_beams=num_beams, do_sample=False, max_new_tokens=limit, max_length=None)
+    config.update(num_beams=num_beams, do_sample=False, max_length=prefix.shape[1] + limit, max_new_tokens=None)
     config.update(return_dict_in_generate=True, output_scores=True, forced_decoder_ids=None)
+    # It makes processors for suppressed tokens itself, but knows nothing of timestamps.
+    timestamp_rules = [rule for rule in processors if isinstance(rule, WhisperTimeStampLogitsProcessor)]
     # Not Whisper's own `generate`: it would detect languages, continue into a second window, and cut the output.
     output = GenerationMixin.generate(
         model,
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         decoder_input_ids=prefix,
         generation_config=config,
-        logits_processor=processors,
+        logits_processor=LogitsProcessorList(timestamp_rules),
+        attention_mask=torch.ones(states.shape[:2], device=states.device),
     )
     steps = model.compute_transition_scores(output.sequences, output.scores, output.beam_indices)
     ids, capped, end = [], [], _end_of_text(model)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 
 import jiwer
@@ -102,6 +103,15 @@ def count_word_errors(reference: str, hypothesis: str) -> ErrorCounts:
     return _counts(jiwer.process_words(" ".join(reference.split()), " ".join(hypothesis.split())))
 
 
+def count_normalized_errors(reference: str, hypothesis: str, normalizer: Normalizer) -> ErrorCounts:
+    """Align two texts word by word after normalising both; a text without letters and digits counts as empty.
+
+    Whisper's English normaliser turns ``...`` into ``.``, which would otherwise be a word.
+    """
+    texts = (normalizer(reference), normalizer(hypothesis))
+    return count_word_errors(*(text if any(map(str.isalnum, text)) else "" for text in texts))
+
+
 def count_character_errors(reference: str, hypothesis: str) -> ErrorCounts:
     """Align two texts character by character, the single spaces between words included."""
     return _counts(jiwer.process_characters(" ".join(reference.split()), " ".join(hypothesis.split())))
@@ -117,9 +127,8 @@ def word_error_rate(
     """
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; pass one for each")
-    prepare = normalizer or str
-    pairs = zip(map(prepare, references), map(prepare, hypotheses), strict=True)
-    return sum((count_word_errors(*pair) for pair in pairs), ErrorCounts()).wer
+    count = partial(count_normalized_errors, normalizer=normalizer) if normalizer else count_word_errors
+    return sum(map(count, references, hypotheses), ErrorCounts()).wer
 
 
 def count_repeated_ngrams(texts: Iterable[str], n: int = 5) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from distilwhisper.audio import undecoded
-from distilwhisper.collator import DataCollatorForDistillation, Sample
+from distilwhisper.collator import DataCollatorForDistillation, Sample, UnusableLabelError
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,6 @@ def usable_rows(dataset: Any, collator: DataCollatorForDistillation) -> list[int
 def _problem(sample: Sample, collator: DataCollatorForDistillation) -> str | None:
     try:
         collator.sequence(sample)
-    except ValueError as error:
-        return "label too long" if "tokens" in str(error) else "no label"
+    except UnusableLabelError as error:
+        return error.reason
     return None

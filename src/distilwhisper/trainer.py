@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     Seq2SeqTrainer,
     TrainerCallback,
@@ -21,12 +23,12 @@ from transformers import (
 
 from distilwhisper.arguments import DistillationTrainingArguments
 from distilwhisper.collator import IGNORE_INDEX, DataCollatorForDistillation
-from distilwhisper.metrics import ErrorCounts, count_word_errors
+from distilwhisper.generation import generate_tokens
+from distilwhisper.metrics import ErrorCounts, count_normalized_errors, count_word_errors
 from distilwhisper.modeling import DistillationStep, Objective, place_teacher
 from distilwhisper.normalizers import get_normalizer
 from distilwhisper.samples import EpochSampler, MapSamples, StreamedSamples, usable_rows
 from distilwhisper.student import save_processor
-from distilwhisper.transcription import generate_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -191,17 +193,36 @@ class DistillationTrainer(Seq2SeqTrainer):
             counts; with several sets ``eval_<name>_wer`` for each, and ``eval_wer`` as the mean over the sets, each
             counting the same whatever its size (the paper's macro-average, by which the best checkpoint is chosen).
         """
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(sets, Mapping):
-            return metrics  # type: ignore[no-any-return]
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)  # type: ignore[no-any-return]
+        with self._without_early_stopping():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         averages = {}
         for metric in ("loss", "wer", "wer_ortho"):
             values = [metrics.get(f"{metric_key_prefix}_{name}_{metric}") for name in sets]
             if values and None not in values:
                 averages[f"{metric_key_prefix}_{metric}"] = float(np.mean(values))  # type: ignore[arg-type]
         self.log(dict(averages))
-        return {**metrics, **averages}
+        metrics |= averages
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics  # type: ignore[no-any-return]
+
+    @contextmanager
+    def _without_early_stopping(self) -> Iterator[None]:
+        # It is called after each set, does not find the average there, and would switch itself off.
+        callbacks = self.callback_handler.callbacks
+        self.callback_handler.callbacks = [one for one in callbacks if not isinstance(one, EarlyStoppingCallback)]
+        try:
+            yield
+        finally:
+            self.callback_handler.callbacks = callbacks
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Run an evaluation or prediction; every sample counts once, whatever the number of processes."""
+        # Seq2SeqTrainer keeps the copies with which the last batches are filled up.
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(
         self,
@@ -243,7 +264,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         for hypothesis_ids, reference_ids in zip(generated, references.tolist(), strict=True):
             hypothesis = tokenizer.decode(hypothesis_ids, skip_special_tokens=True)
             reference = tokenizer.decode([token for token in reference_ids if token != IGNORE_INDEX])
-            normalized = count_word_errors(self._normalize(reference), self._normalize(hypothesis))
+            normalized = count_normalized_errors(reference, hypothesis, self._normalize)
             written = count_word_errors(reference.strip(), hypothesis.strip())
             rows.append([*_as_row(normalized), *_as_row(written)])
         return torch.tensor(rows, device=self.args.device)

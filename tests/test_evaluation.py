@@ -1,0 +1,121 @@
+import json
+import math
+
+import pytest
+from conftest import audio_dataset, encoded, tiny_whisper, tone
+from datasets import DatasetDict
+
+from distilwhisper.evaluation import evaluate
+from distilwhisper.metrics import ErrorCounts
+from distilwhisper.transcription import Transcriber
+
+RECORDINGS = [encoded(tone(0.5 + index / 4, 200 + 90 * index)) for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def transcriber(processor):
+    return Transcriber(tiny_whisper(seed=1, max_target_positions=64), processor, language="en", max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def heard(transcriber):
+    """What the random model says about each recording."""
+    texts = [transcript.text for transcript in transcriber(list(RECORDINGS))]
+    assert all(text.isascii() and len(text.split()) > 2 for text in texts)
+    return texts
+
+
+def test_errors_are_counted_by_kind_and_as_written(transcriber, heard):
+    references = [heard[0].upper() + "!", "zzz " + heard[1].split(" ", 1)[1], heard[2] + " zzz", heard[3]]
+    result = evaluate(transcriber, audio_dataset(RECORDINGS, text=references)).sets["test"]
+    words = sum(len(reference.split()) for reference in references)
+    assert result.normalized == ErrorCounts(words - 2, substitutions=1, deletions=1, samples=4)
+    assert result.wer == 2 / words
+    assert result.orthographic.substitutions == 1 + len(heard[0].split())
+    assert result.transcripts == dict(enumerate(heard))
+
+
+def test_several_sets_are_averaged_set_by_set(transcriber, heard):
+    good = audio_dataset(RECORDINGS, text=heard)
+    bad = audio_dataset(RECORDINGS[:1], text=["zzz " + heard[0]])
+    result = evaluate(transcriber, DatasetDict(good=good, bad=bad))
+    error_rate = 1 / (1 + len(heard[0].split()))
+    assert [result.sets[name].wer for name in ("good", "bad")] == [0, error_rate]
+    assert result.wer == result.wer_orthographic == error_rate / 2
+
+
+def test_every_sample_is_scored_or_accounted_for(transcriber, heard):
+    """Guards P4 and P11, and T15 and E2: nothing is left out unseen, and no length filter shortens the set."""
+    window = encoded(tone(transcriber.window_s))
+    too_long = encoded(tone(transcriber.window_s + 0.1))
+    audio = [RECORDINGS[0], b"no audio", RECORDINGS[1], None, too_long, RECORDINGS[2], window]
+    dataset = audio_dataset(audio, text=[heard[0], "a", "...", "b", "c", None, "a long one"])
+    result = evaluate(transcriber, dataset).sets["test"]
+    assert (result.samples, result.normalized.samples, result.empty_references.samples) == (7, 2, 1)
+    assert result.empty_references.insertions == len(heard[1].split())
+    reasons = {failure.index: failure.reason for failure in result.failures}
+    assert reasons == {1: "unreadable", 3: "missing", 4: "too_long", 5: "missing_reference"}
+    assert result.orthographic.samples == 2
+    assert math.isclose(result.audio_s, 0.5 + 0.75 + transcriber.window_s)
+
+
+def test_texts_are_normalised_once(transcriber, heard):
+    """Guards E2."""
+    seen = []
+    evaluate(transcriber, audio_dataset(RECORDINGS[:1], text=["R"]), normalizer=lambda text: seen.append(text) or text)
+    assert sorted(seen) == sorted(["R", heard[0]])
+
+
+def test_a_set_without_a_scored_sample_has_no_error_rate(transcriber):
+    result = evaluate(transcriber, audio_dataset([None], text=["a"]))
+    assert math.isnan(result.wer)
+    assert math.isnan(result.rtf)
+    assert json.loads(result.to_json())["wer"] is None
+    assert "| test | 1 | nan% | nan% | 0 | 0 | 0 | 0 | 0 | 1 | nan |" in str(result)
+
+
+def test_a_stream_gives_what_a_stored_set_gives(transcriber, heard):
+    dataset = audio_dataset(RECORDINGS, sentence=[*heard[:3], "other"])
+    stored, streamed = (
+        evaluate(transcriber, rows, text_column="sentence").sets["test"]
+        for rows in (dataset, dataset.to_iterable_dataset())
+    )
+    assert streamed.normalized == stored.normalized
+    assert streamed.transcripts == stored.transcripts
+
+
+def test_a_model_or_a_directory_will_do(tmp_path, processor, transcriber, heard):
+    transcriber.model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    dataset = audio_dataset(RECORDINGS, text=heard)
+    for model, its_processor in ((tmp_path, None), (transcriber.model, processor)):
+        result = evaluate(model, dataset, its_processor, language="en", max_new_tokens=6)
+        assert result.wer == 0
+
+
+def test_the_result_is_a_table_and_a_json_document(transcriber, heard):
+    result = evaluate(transcriber, {name: audio_dataset(RECORDINGS, text=heard) for name in ("clean", "noisy")})
+    document = json.loads(result.to_json())
+    assert document["sets"]["clean"]["normalized"]["hits"] == result.sets["clean"].normalized.hits
+    assert document["rtf"] == result.rtf > 0
+    lines = str(result).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| clean", "| noisy", "| macro-average"]
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| clean | 4 | 0.00% | 0.00% |")
+
+
+def test_the_language_must_be_the_transcribers(transcriber):
+    dataset = audio_dataset(RECORDINGS[:1], text=["a"])
+    assert evaluate(transcriber, dataset, language="English").sets["test"].samples == 1
+    with pytest.raises(ValueError, match="the Transcriber writes 'en', not 'de'"):
+        evaluate(transcriber, dataset, language="de")
+
+
+def test_missing_columns_and_missing_sets_are_refused(transcriber):
+    dataset = audio_dataset(RECORDINGS[:1], text=["a"])
+    with pytest.raises(ValueError, match="no column 'sentence', only \\['audio', 'text'\\]"):
+        evaluate(transcriber, dataset, text_column="sentence")
+    with pytest.raises(ValueError, match="no column 'speech'"):
+        evaluate(transcriber, dataset, audio_column="speech")
+    with pytest.raises(ValueError, match="no test set"):
+        evaluate(transcriber, {})
