@@ -301,6 +301,15 @@ def test_options_of_the_trainer_work_and_change_nothing_but_rounding(tiny_teache
     assert other.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-2)
 
 
+def test_student_and_teacher_saved_in_half_precision_train_on_a_cpu(tiny_teacher, data, processor, tmp_path):
+    exact = trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=1)
+    exact.train()
+    half = trainer_for(tiny_teacher.half(), data, processor, tmp_path, max_steps=1)
+    half.train()
+    assert half.model.dtype == half.teacher_model.dtype == torch.float32
+    assert half.state.log_history[0]["loss"] == pytest.approx(exact.state.log_history[0]["loss"], rel=1e-2)
+
+
 def test_unfrozen_encoder_is_trained(tiny_teacher, data, processor, tmp_path):
     trainer = trainer_for(tiny_teacher, data, processor, tmp_path, freeze_encoder=False)
     start = weights(trainer.model.model.encoder)

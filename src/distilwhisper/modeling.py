@@ -226,8 +226,11 @@ def unbind(student: Any) -> None:
 def place_teacher(teacher: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """Move a teacher to its device (and dtype), in evaluation mode, without gradients.
 
-    It is neither wrapped nor registered: it has no gradients to average and must not appear in checkpoints.
+    It is neither wrapped nor registered: it has no gradients to average and must not appear in checkpoints. Without a
+    dtype it keeps its own, but a CPU computes in float32 what was saved in float16.
     """
+    if dtype is None and teacher.dtype == torch.float16 and device.type == "cpu":
+        dtype = torch.float32
     return teacher.to(device=device, dtype=dtype or teacher.dtype).eval().requires_grad_(False)
 
 

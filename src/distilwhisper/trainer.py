@@ -83,6 +83,9 @@ class DistillationTrainer(Seq2SeqTrainer):
         model, teacher_model = _load(model), _load(teacher_model)
         if model is None:
             raise ValueError("model is missing: pass the student that create_student returned, a path or a Hub id")
+        if model.dtype in (torch.float16, torch.bfloat16):
+            logger.info("the student is trained in float32: updates are too small for the %s it was saved in", model.dtype)
+            model.float()
         processing_class = processing_class or _find_processor(model, teacher_model)
         _use_one_gpu(args)
         if args.freeze_encoder:

@@ -1,0 +1,230 @@
+"""Distil a teacher into a student, from synthesised speech to a page with plots, on two CPU cores in minutes.
+
+    make demo
+    make demo FILTER=off
+    make demo TEACHER=openai/whisper-tiny.en OUTPUT=outputs/tiny.en     # with network access
+    python examples/demo.py --train_samples 200 --steps 20 --test_samples 20 --output_dir outputs/quick     # a minute
+
+Each stage saves its result in the output directory. A run that was stopped goes on where it was; a run with other
+settings repeats the stages that they concern.
+"""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import Dataset, DatasetDict, load_from_disk
+from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.trainer_utils import get_last_checkpoint
+
+from distilwhisper import (
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    EvaluationResult,
+    PseudoLabeler,
+    Transcriber,
+    WERFilter,
+    compare_latency,
+    create_student,
+    evaluate,
+    save_processor,
+)
+from distilwhisper.reports import DistillationReport, ModelResult
+from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
+
+IN_DISTRIBUTION = ["test"]
+OUT_OF_DISTRIBUTION = ["ood_accents", "ood_noise"]
+MAX_NEW_TOKENS = 60
+
+
+@dataclass
+class Arguments:
+    teacher: str = field(default="examples/teacher", metadata={"help": "Hub id or local path of the teacher."})
+    output_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Where everything is saved."})
+    filter: str = field(default="on", metadata={"help": "on, or off to train on every label."})
+    threshold: float = field(default=0.10, metadata={"help": "Highest word error rate of a label that is kept."})
+    decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of the student."})
+    train_samples: int = field(default=2_400, metadata={"help": "Utterances to label and train on."})
+    test_samples: int = field(default=150, metadata={"help": "Utterances of each test set."})
+    steps: int = field(default=700, metadata={"help": "Updates."})
+    batch_size: int = field(default=16, metadata={"help": "Samples of an update."})
+    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    seed: int = field(default=1, metadata={"help": "Of the corpus and of the training."})
+
+
+class Stages:
+    """Runs each stage once: its result lies in a directory, marked with the settings that made it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.seconds: dict[str, float] = {}
+        self.settings: dict = {}
+
+    def run(self, name: str, make: Callable[[Path], object], **settings: object) -> Path:
+        """Return the directory of a stage, made now unless the same settings have made it before."""
+        self.settings[name] = settings
+        folder, marker = self.directory / name, self.directory / f"{name}.json"
+        wanted = json.loads(json.dumps(self.settings, default=str))  # with those of the stages before
+        done = json.loads(marker.read_text()) if marker.exists() else {}
+        if done.get("settings") != wanted:
+            if done or (folder.exists() and name != "distilled"):  # a training that was stopped is resumed
+                shutil.rmtree(folder, ignore_errors=True)
+            print(f"\n== {name}", flush=True)
+            start = time.perf_counter()
+            make(folder)
+            done = {"settings": wanted, "seconds": time.perf_counter() - start}
+            marker.write_text(json.dumps(done))
+        self.seconds[name] = done["seconds"]
+        return folder
+
+
+def train(args: Arguments, student: Path, labels: Path, validation: Dataset, folder: Path) -> None:
+    settings = DistillationTrainingArguments(
+        output_dir=str(folder),
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=32,
+        learning_rate=args.learning_rate,
+        warmup_steps=args.steps // 20,
+        logging_steps=max(1, args.steps // 50),
+        eval_strategy="steps",
+        eval_steps=max(1, args.steps // 4),
+        save_strategy="steps",
+        save_steps=max(1, args.steps // 4),
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        generation_max_length=MAX_NEW_TOKENS,
+        language="en",
+        report_to="none",
+        seed=args.seed,
+        data_seed=args.seed,
+    )
+    trainer = DistillationTrainer(
+        model=WhisperForConditionalGeneration.from_pretrained(student),
+        teacher_model=args.teacher,
+        args=settings,
+        train_dataset=load_from_disk(str(labels)),
+        eval_dataset=validation,
+        processing_class=WhisperProcessor.from_pretrained(student),
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    trainer.save_model()
+    trainer.save_state()
+
+
+def worst_examples(test: dict[str, Dataset], teacher: EvaluationResult, student: EvaluationResult) -> list[dict]:
+    """Return what teacher and student wrote where they differ, a few of each set, and one where they do not."""
+    examples = []
+    for name, rows in test.items():
+        transcripts = teacher.sets[name].transcripts, student.sets[name].transcripts
+        pairs = [(transcripts[0][index], transcripts[1][index]) for index in range(len(rows))]
+        differ = [index for index, (theirs, ours) in enumerate(pairs) if theirs != ours]
+        agree = [index for index, (theirs, ours) in enumerate(pairs) if theirs == ours]
+        for index in differ[:3] + agree[:1]:
+            theirs, ours = pairs[index]
+            examples.append({"set": name, "reference": rows[index]["text"], "teacher": theirs, "student": ours})
+    return examples
+
+
+def model_result(
+    name: str, transcriber: Transcriber, result: EvaluationResult, latency: object = None, relative: float | None = None
+) -> ModelResult:
+    return ModelResult(
+        name=name,
+        parameters=transcriber.model.num_parameters(),
+        decoder_layers=transcriber.model.config.decoder_layers,
+        wer={test: scores.wer for test, scores in result.sets.items()},
+        latency_ms=None if latency is None else 1000 * latency.median_s,
+        relative_latency=relative,
+    )
+
+
+def main() -> None:
+    args = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
+    if args.filter not in ("on", "off"):
+        raise SystemExit(f"--filter must be on or off, not {args.filter!r}")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers.utils.logging.set_verbosity_error()
+    start = time.perf_counter()
+    stages = Stages(args.output_dir)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    sizes = dict.fromkeys(["test", *OUT_OF_DISTRIBUTION], args.test_samples)
+    corpus_config = CorpusConfig(train=args.train_samples, validation=100, seed=args.seed, **sizes)
+    corpus_dir = stages.run(
+        "corpus", lambda folder: synthesize_corpus(corpus_config).save_to_disk(folder), **asdict(corpus_config)
+    )
+    corpus: DatasetDict = load_from_disk(str(corpus_dir))
+
+    def make_student(folder: Path) -> None:
+        create_student(args.teacher, decoder_layers=args.decoder_layers, dtype=torch.float32).save_pretrained(folder)
+        save_processor(WhisperProcessor.from_pretrained(args.teacher), folder)
+
+    student_dir = stages.run("student", make_student, teacher=args.teacher, decoder_layers=args.decoder_layers)
+
+    def label(folder: Path) -> None:
+        labeler = PseudoLabeler(args.teacher, language="en", return_timestamps=True, batch_size=32)
+        labeler.label(corpus["train"], folder, speaker_column="speaker_id")
+        print(labeler.report)
+
+    labels_dir = stages.run("labels", label)
+    wer_filter = WERFilter(args.threshold)
+
+    def keep(folder: Path) -> None:
+        kept = wer_filter.filter(load_from_disk(str(labels_dir)))
+        print(wer_filter.report)
+        (load_from_disk(str(labels_dir)) if args.filter == "off" else kept).save_to_disk(folder)
+        (folder / "filter.json").write_text(wer_filter.report.to_json())
+
+    kept_dir = stages.run("kept", keep, threshold=args.threshold, filter=args.filter)
+    distilled_dir = stages.run(
+        "distilled",
+        lambda folder: train(args, student_dir, kept_dir, corpus["validation"], folder),
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+    )
+
+    print("\n== evaluation", flush=True)
+    test = {name: corpus[name] for name in [*IN_DISTRIBUTION, *OUT_OF_DISTRIBUTION]}
+    names = {"teacher": args.teacher, "student before training": student_dir, "student": distilled_dir}
+    # An untrained student babbles on to the limit; no utterance of 5 s has more words than this.
+    settings = {"language": "en", "batch_size": 32, "max_new_tokens": MAX_NEW_TOKENS}
+    models = {name: Transcriber(str(path), **settings) for name, path in names.items()}
+    results = {name: evaluate(transcriber, test) for name, transcriber in models.items()}
+    speed = compare_latency(
+        models["student"], models["teacher"], corpus["test"].select(range(min(20, args.test_samples)))["audio"]
+    )
+    latencies = {"teacher": (speed.teacher, 1.0), "student": (speed.student, speed.relative_latency)}
+    state = json.loads((distilled_dir / "trainer_state.json").read_text())
+    report = DistillationReport(
+        title=f"Distilling {args.teacher}",
+        models=[model_result(name, models[name], results[name], *latencies.get(name, ())) for name in models],
+        in_distribution=IN_DISTRIBUTION,
+        out_of_distribution=OUT_OF_DISTRIBUTION,
+        filter=json.loads((kept_dir / "filter.json").read_text()) | {"applied": args.filter == "on"},
+        training_log=state["log_history"],
+        examples=worst_examples(test, results["teacher"], results["student"]),
+        settings={
+            "command": f"make demo FILTER={args.filter} TEACHER={args.teacher}",
+            **{name: str(value) for name, value in asdict(args).items()},
+            **{f"seconds: {name}": round(seconds, 1) for name, seconds in stages.seconds.items()},
+            "seconds: all": round(time.perf_counter() - start, 1),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+            "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        },
+    )
+    page = report.write(args.output_dir)
+    print(f"\n{report}\n\nTable: {page.with_name('results.md')}\nPage with plots: {page}")
+
+
+if __name__ == "__main__":
+    main()

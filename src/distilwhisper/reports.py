@@ -1,0 +1,340 @@
+"""What a distillation came to: a table for the terminal, one for Markdown, and a page with plots."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from distilwhisper.pages import LEGEND, figure, grid, mark_words, page, scroll_box, section
+from distilwhisper.plots import plot_curves, plot_label_histogram, plot_trade_off, plot_word_error_rates, read_curves
+from distilwhisper.tables import escape_markdown, html_table, markdown_table, text_table
+
+AVERAGES_NOTE = (
+    "WER is the word error rate, lower is better; in and out of distribution are averages in which each set counts "
+    "the same. Time is the median of a whole transcription at batch size 1."
+)
+"""What stands below the table."""
+
+_TERMINAL_WIDTH = 100
+_LOSSES = {"": "total", "kl": "KL", "pl": "pseudo-labels", "mse": "hidden states"}
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """How large, fast and accurate one model is.
+
+    Attributes:
+        name: What the model is called: "teacher", "student before training", "student".
+        parameters: Number of its parameters.
+        decoder_layers: Number of its decoder layers.
+        wer: Name of a test set to word error rate, a fraction, in the order shown.
+        latency_ms: Median time of a whole transcription at batch size 1, in milliseconds; None if not measured.
+        relative_latency: The teacher's time over this model's; None if not measured.
+
+    Raises:
+        ValueError: If a word error rate is not a number from 0.
+    """
+
+    name: str
+    parameters: int
+    decoder_layers: int
+    wer: dict[str, float]
+    latency_ms: float | None = None
+    relative_latency: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, rate in self.wer.items():
+            if not (math.isfinite(rate) and rate >= 0):
+                raise ValueError(
+                    f"the WER of {self.name!r} on {name!r} must be a fraction from 0, not {rate}; "
+                    "leave out a set whose references hold no words"
+                )
+
+
+@dataclass(frozen=True)
+class DistillationReport:
+    """The results of a distillation; ``print(report)`` shows a table of at most 100 columns.
+
+    Attributes:
+        title: Heading of the page.
+        models: The teacher first, the finished student last, others in between. All with the same sets.
+        in_distribution: Names of the sets like the training data.
+        out_of_distribution: Names of the sets unlike it.
+        filter: `FilterReport.to_dict` of the filter; None if none ran.
+        training_log: ``trainer.state.log_history``: losses, and word error rates in percent, by ``step``.
+        examples: Transcripts to show: dictionaries with ``set``, ``reference``, ``teacher`` and ``student``.
+        settings: What it was made with, by name: data, steps, seconds of each stage, machine, versions, command.
+
+    Raises:
+        ValueError: If there are fewer than two models, two of one name, no test sets, not the same ones for all, or
+            a name that is none of them.
+    """
+
+    title: str
+    models: list[ModelResult]
+    in_distribution: list[str]
+    out_of_distribution: list[str] = field(default_factory=list)
+    filter: dict[str, Any] | None = None
+    training_log: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[dict[str, str]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [model.name for model in self.models]
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"a report needs a teacher and a student, each with its own name; models holds {names}")
+        if not self.sets:
+            raise ValueError("a report needs a test set; pass the word error rates of each model as wer")
+        for model in self.models:
+            if list(model.wer) != self.sets:
+                raise ValueError(
+                    f"all models need the sets {self.sets} in this order; {model.name!r} has {[*model.wer]}"
+                )
+        for name in [*self.in_distribution, *self.out_of_distribution]:
+            if name not in self.sets:
+                raise ValueError(f"no model has a WER on the set {name!r}, only on {self.sets}")
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the test sets, in the order shown."""
+        return list(self.models[0].wer)
+
+    @property
+    def teacher(self) -> ModelResult:
+        """The first model."""
+        return self.models[0]
+
+    @property
+    def student(self) -> ModelResult:
+        """The last model."""
+        return self.models[-1]
+
+    def in_distribution_wer(self, model: ModelResult) -> float | None:
+        """Return the mean of the word error rates in distribution, each counting the same; None without sets."""
+        return _average(model, self.in_distribution) if self.in_distribution else None
+
+    def out_of_distribution_wer(self, model: ModelResult) -> float | None:
+        """Return the mean of the word error rates out of distribution, each counting the same; None without sets."""
+        return _average(model, self.out_of_distribution) if self.out_of_distribution else None
+
+    def headline(self) -> str:
+        """Return the outcome in two sentences: speed, accuracy, size."""
+        where, sets = self._judged_on()
+        teacher, student = _average(self.teacher, sets), _average(self.student, sets)
+        rates = f"WER {_percent(student)} % against the teacher's {_percent(teacher)} %"
+        outcome = f"{_accuracy(student - teacher)} {where} ({rates})"
+        if self.student.relative_latency is not None:
+            outcome = f"{_speed(self.student.relative_latency)} its teacher and {outcome}"
+        size = f"{_millions(self.student.parameters)} of the teacher's {_millions(self.teacher.parameters)}"
+        return f"The student is {outcome}. It has {size} million parameters."
+
+    def table(self) -> list[list[str]]:
+        """Return the headings and a row for each model, as text."""
+        heading = ["model", "parameters (M)", "decoder layers", "times faster", "ms per utterance"]
+        rows = [[*heading, "WER in distribution (%)", "WER out of distribution (%)", *self.sets]]
+        for model in self.models:
+            rates = [self.in_distribution_wer(model), self.out_of_distribution_wer(model), *model.wer.values()]
+            speed = [_optional(model.relative_latency, ".2f"), _optional(model.latency_ms, ",.1f")]
+            size = [_millions(model.parameters), str(model.decoder_layers)]
+            rows.append([model.name, *size, *speed, *map(_percent, rates)])
+        return rows
+
+    def to_json(self) -> str:
+        """Return everything as a JSON document, with headline and averages under ``summary``.
+
+        Numbers that JSON has no word for, such as the loss of a run that diverged, are null.
+        """
+        averages = {
+            model.name: {
+                "wer_in_distribution": self.in_distribution_wer(model),
+                "wer_out_of_distribution": self.out_of_distribution_wer(model),
+            }
+            for model in self.models
+        }
+        document = {"summary": {"headline": self.headline(), "models": averages}, **asdict(self)}
+        return json.dumps(_finite(document), indent=2, ensure_ascii=False, default=str)
+
+    @classmethod
+    def from_json(cls, document: str) -> DistillationReport:
+        """Return the report that `to_json` wrote."""
+        values = json.loads(document)
+        del values["summary"]
+        models = [ModelResult(**model) for model in values.pop("models")]
+        return cls(models=models, **values)
+
+    def to_markdown(self) -> str:
+        """Return headline, table, filter and settings in Markdown."""
+        parts = [f"# {escape_markdown(self.title)}", self.headline(), markdown_table(self.table()), AVERAGES_NOTE]
+        if self.filter:
+            parts += ["## Filter", markdown_table(_filter_rows(self.filter))]
+        if self.settings:
+            settings = [f"- **{escape_markdown(name)}**: {escape_markdown(value)}" for name, value in _settings(self)]
+            parts += ["## Settings", "\n".join(settings)]
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, output_dir: str | Path) -> Path:
+        """Write ``results.json``, ``results.md`` and ``report.html``, and return the path of the last.
+
+        Raises:
+            ImportError: If matplotlib is missing; the first two files are written all the same.
+        """
+        directory = Path(output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "results.json").write_text(self.to_json(), encoding="utf-8")
+        (directory / "results.md").write_text(self.to_markdown(), encoding="utf-8")
+        path = directory / "report.html"
+        path.write_text(render_page(self), encoding="utf-8")
+        return path
+
+    def __str__(self) -> str:
+        return f"{text_table(self.table(), _TERMINAL_WIDTH)}\n\n{textwrap.fill(self.headline(), _TERMINAL_WIDTH)}"
+
+    def _judged_on(self) -> tuple[str, list[str]]:
+        """Return what the outcome is judged by: out of distribution where there is such a set."""
+        if self.out_of_distribution:
+            return "out of distribution", self.out_of_distribution
+        return ("in distribution", self.in_distribution) if self.in_distribution else ("on average", self.sets)
+
+
+def render_page(report: DistillationReport) -> str:
+    """Return the report as one HTML page that needs no other file, no network and no script.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+    """
+    parts = [
+        f'<p class="lead">{escape(report.headline())}</p>',
+        scroll_box(html_table(report.table()), "models", "Results"),
+        f'<p class="note">{AVERAGES_NOTE}</p>',
+        _accuracy_section(report),
+        *_training_section(report),
+        *_filter_section(report),
+        *_examples_section(report),
+    ]
+    if report.settings:
+        table = html_table([["setting", "value"], *_settings(report)])
+        parts.append(section("Settings", scroll_box(table, "settings", "Settings")))
+    return page(report.title, "\n".join(parts))
+
+
+def _accuracy_section(report: DistillationReport) -> str:
+    rates = {model.name: model.wer for model in report.models}
+    chart = plot_word_error_rates(rates, "Bars of the word error rates in the table above, by set and model.")
+    figures = [figure(chart, "Word error rate by set", "Shorter is better. A cut bar is longer than shown.")]
+    where, sets = report._judged_on()
+    timed = [(model, model.latency_ms) for model in report.models if model.latency_ms is not None]
+    points = {model.name: (latency, 100 * _average(model, sets)) for model, latency in timed}
+    if points:
+        told = ", ".join(f"{name} {ms:.0f} ms and {rate:.1f} %" for name, (ms, rate) in points.items())
+        chart = plot_trade_off(points, f"WER {where} (%)", f"Word error rate against latency: {told}.")
+        figures.append(figure(chart, "Word error rate against latency", "Lower left is better."))
+    return section("Accuracy and speed", grid(*figures))
+
+
+def _training_section(report: DistillationReport) -> Iterator[str]:
+    losses = read_curves(report.training_log, r"(?!eval_|train_)(?:(\w+)_)?loss", _LOSSES)
+    rates = read_curves(report.training_log, r"eval_(?:(.+)_)?wer", {"": "average" if len(report.sets) > 1 else "WER"})
+    figures = []
+    if losses:
+        chart = plot_curves(losses, "loss", "Training loss by step")
+        figures.append(figure(chart, "Training loss", "The terms as logged, before they are weighted into the total."))
+    if rates:
+        chart = plot_curves(rates, "WER (%)", "Validation WER by step, in percent", logarithmic=True)
+        figures.append(figure(chart, "Validation word error rate", "Logarithmic where it falls far."))
+    if figures:
+        yield section("Training", grid(*figures))
+
+
+def _filter_section(report: DistillationReport) -> Iterator[str]:
+    if not report.filter:
+        return
+    threshold, histogram = report.filter["threshold"], report.filter["histogram"]
+    counts = ", ".join(f"{count:,}" for count in histogram["samples"])
+    description = f"Histogram of the word error rates of the labels; samples in each bin: {counts}."
+    chart = plot_label_histogram(histogram["upper_edges"], histogram["samples"], threshold, description)
+    labels = figure(chart, "Word error rate of the labels", "Of samples that have both a label and a reference.")
+    table = scroll_box(html_table(_filter_rows(report.filter)), "filter", "What the filter kept and dropped")
+    yield section("Filter", grid(labels, table))
+
+
+def _examples_section(report: DistillationReport) -> Iterator[str]:
+    if not report.examples:
+        return
+    cards = []
+    for example in report.examples:
+        reference = example["reference"]
+        marked = {name: mark_words(reference, example[name]) for name in ("teacher", "student")}
+        lines = {"reference": escape(reference), **marked}
+        words = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in lines.items())
+        cards.append(
+            f'<div class="card"><p class="set">{escape(example["set"])}</p><dl class="words">{words}</dl></div>'
+        )
+    yield section("Examples", f'<p class="note">{LEGEND}</p>', *cards)
+
+
+def _settings(report: DistillationReport) -> list[list[str]]:
+    def show(value: Any) -> str:
+        return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+    return [[name, show(value)] for name, value in report.settings.items()]
+
+
+def _filter_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of a table from `FilterReport.to_dict`."""
+    tallies = {"kept": report["kept"]}
+    for reason, tally in report["reasons"].items():
+        cause = f"WER above {100 * report['threshold']:g} %" if reason == "wer" else reason.replace("_", " ")
+        if tally["samples"]:
+            tallies[f"dropped: {cause}"] = tally
+    tallies["all"] = report["total"]
+    rows = [["labels", "samples", "share (%)", "hours"]]
+    for name, tally in tallies.items():
+        share = tally["samples"] / max(report["total"]["samples"], 1)
+        rows.append([name, f"{tally['samples']:,}", _percent(share), _optional(tally["hours"], ",.2f")])
+    return rows
+
+
+def _average(model: ModelResult, sets: Sequence[str]) -> float:
+    return fmean(model.wer[name] for name in sets)
+
+
+def _speed(ratio: float) -> str:
+    faster, slower = f"{ratio:.1f}", f"{1 / ratio:.1f}"
+    if "1.0" in (faster, slower):
+        return "about as fast as"
+    return f"{faster} times faster than" if ratio > 1 else f"{slower} times slower than"
+
+
+def _accuracy(difference: float) -> str:
+    points = f"{abs(100 * difference):.1f}"
+    if points == "0.0":
+        return "just as accurate"
+    return f"{points} point{'' if points == '1.0' else 's'} {'worse' if difference > 0 else 'better'}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f}"
+
+
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{100 * rate:.1f}"
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with None for every number in it that is infinite or none."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
