@@ -172,7 +172,8 @@ def main() -> None:
 
     def label(folder: Path) -> None:
         labeler = PseudoLabeler(args.teacher, language="en", return_timestamps=True, batch_size=32)
-        labeler.label(corpus["train"], folder, speaker_column="speaker_id")
+        # In order of speakers, so that a label can have the speaker's words before it as prompt.
+        labeler.label(corpus["train"].sort("speaker_id"), folder, speaker_column="speaker_id")
         print(labeler.report)
 
     labels_dir = stages.run("labels", label)
@@ -210,7 +211,7 @@ def main() -> None:
         models=[model_result(name, models[name], results[name], *latencies.get(name, ())) for name in models],
         in_distribution=IN_DISTRIBUTION,
         out_of_distribution=OUT_OF_DISTRIBUTION,
-        filter=json.loads((kept_dir / "filter.json").read_text()) | {"applied": args.filter == "on"},
+        filter=json.loads((kept_dir / "filter.json").read_text()) if args.filter == "on" else None,
         training_log=state["log_history"],
         examples=worst_examples(test, results["teacher"], results["student"]),
         settings={

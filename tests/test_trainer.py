@@ -329,6 +329,17 @@ def test_terms_go_to_tensorboard(tiny_teacher, data, processor, tmp_path):
     assert {"train/loss", "train/kl_loss", "train/pl_loss"} <= set(log.Tags()["scalars"])
 
 
+def test_terms_go_to_wandb_offline(tiny_teacher, data, processor, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    trainer_for(tiny_teacher, data, processor, tmp_path, report_to="wandb", eval_dataset=data).train()
+    wandb.finish()
+    (log,) = tmp_path.rglob("*.wandb")
+    written = log.read_bytes()
+    assert all(name in written for name in (b"train/loss", b"train/kl_loss", b"train/pl_loss"))
+
+
 def test_presets_hold_the_papers_and_the_scripts_weights(tmp_path):
     paper = DistillationTrainingArguments.from_preset("paper", output_dir=str(tmp_path), bf16=False, use_cpu=True)
     assert (paper.kl_weight, paper.pl_weight, paper.temperature, paper.warmup_steps) == (0.8, 1.0, 2.0, 500)

@@ -146,10 +146,10 @@ def plot_label_histogram(
     """
     upper = [edge for edge in edges if edge is not None]
     names = [f"{100 * edge:.0f}" for edge in upper] + [f">{100 * upper[-1]:.0f}"]
-    bin_ = bisect_left(upper, threshold)
-    below = upper[bin_ - 1] if bin_ else 0.0
-    share = (threshold - below) / (upper[bin_] - below) if threshold > below else 1.0
-    cut = bin_ - 0.5 + share
+    cut_bin = bisect_left(upper, threshold)
+    below = upper[cut_bin - 1] if cut_bin else 0.0
+    share = (threshold - below) / (upper[cut_bin] - below) if threshold > below else 1.0
+    cut = cut_bin - 0.5 + share
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -157,11 +157,12 @@ def plot_label_histogram(
         bars = axes.bar(range(len(names)), counts, 0.86, color=COLORS[0])
         axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts], fontsize=10, padding=2)
         axes.axvline(cut, color=COLORS[2], linestyle="dashed")
-        where = {"transform": axes.get_xaxis_transform(), "va": "top", "fontsize": 10}
-        axes.text(cut + 0.2, 0.97, f"dropped: above {100 * threshold:g} %", **where)
+        side, gap = ("left", 0.2) if cut < len(names) / 2 else ("right", -0.2)
+        where = {"transform": axes.get_xaxis_transform(), "va": "top", "ha": side, "fontsize": 10}
+        axes.text(cut + gap, 0.98, f"dropped: above {100 * threshold:g} %", **where)
         axes.set_xticks(range(len(names)), names)
         axes.set(xlabel="WER of the label, up to (%)", ylabel="samples", xlim=(-0.7, len(names) - 0.5))
-        axes.margins(y=0.12)
+        axes.margins(y=0.22)
 
     return _svg(draw, description)
 
@@ -179,7 +180,8 @@ def plot_trade_off(points: Mapping[str, tuple[float, float]], label: str, descri
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for number, (name, (latency, rate)) in enumerate(points.items()):
-            axes.plot(latency, rate, _MARKERS[number % len(_MARKERS)], color=COLORS[number % len(COLORS)], markersize=8)
+            style = {"marker": _MARKERS[number % len(_MARKERS)], "color": COLORS[number % len(COLORS)]}
+            axes.plot(latency, rate, markersize=8, clip_on=False, **style)
             right = latency > longest / 2
             offset = {"xytext": (-9 if right else 9, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(name, (latency, rate), ha="right" if right else "left", **offset)

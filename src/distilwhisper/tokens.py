@@ -89,8 +89,8 @@ class WhisperTokens:
         Raises:
             ValueError: If the model does not know the language.
         """
-        code = language.lower().removeprefix("<|").removesuffix("|>")
-        code = TO_LANGUAGE_CODE.get(code, code)
+        name = language.lower().removeprefix("<|").removesuffix("|>")
+        code: str = TO_LANGUAGE_CODE.get(name, name)
         if code not in self.languages:
             raise ValueError(f"language {language!r} is unknown to this tokenizer; it has {sorted(self.languages)}")
         return code

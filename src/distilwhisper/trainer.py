@@ -65,6 +65,7 @@ class DistillationTrainer(Seq2SeqTrainer):
     # The loss is divided by the label tokens of the whole update; the stock setting would multiply Whisper's by the
     # number of accumulation steps.
     loss_is_scaled_for_ga = True
+    control: Any
 
     def __init__(
         self,
@@ -244,7 +245,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         references, prefix = inputs.pop("reference_ids", None), inputs.pop("prefix_ids", None)
         with torch.no_grad():
             loss, *_, encoder_states = model(distillation_batch=inputs)
-        if not self.args.predict_with_generate or prediction_loss_only or prefix is None:
+        if not self.args.predict_with_generate or prediction_loss_only or prefix is None or references is None:
             return loss, None, None
         limit = gen_kwargs.get("max_new_tokens") or self.args.generation_max_length
         generated = generate_tokens(
