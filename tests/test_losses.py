@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from distilwhisper.divergences import DIVERGENCES
 from distilwhisper.losses import distillation_loss, hidden_state_loss
 
 
@@ -114,6 +115,50 @@ def test_upstream_gradient_scales_ours():
         torch.testing.assert_close(3 * small, large)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("chunk_size", [5, 1000])
+@pytest.mark.parametrize(
+    ("divergence", "mixture"), [("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.1), ("skew_kl", 0.1), ("skew_kl", 0.7)]
+)
+def test_other_divergences_equal_their_definitions(divergence, mixture, temperature, chunk_size):
+    hidden, head, teacher_hidden, teacher_head, labels = problem()
+    keep = labels != -100
+    logits = hidden[keep] @ head.T
+    p = (teacher_hidden[keep] @ teacher_head.T / temperature).softmax(-1)
+    q = (logits / temperature).softmax(-1)
+    m = mixture * p + (1 - mixture) * q
+
+    def kl(a, b):
+        return (a * (a.log() - b.log())).sum() * temperature**2 / keep.sum()
+
+    values = {
+        "reverse_kl": lambda: kl(q, p),
+        "jsd": lambda: mixture * kl(p, m) + (1 - mixture) * kl(q, m),
+        "skew_kl": lambda: kl(p, m),
+    }
+    value = values[divergence]()
+    expected = 0.8 * value + F.cross_entropy(logits, labels[keep])
+    loss = distillation_loss(
+        hidden, head, teacher_hidden, teacher_head, labels,
+        temperature=temperature, divergence=divergence, mixture=mixture, chunk_size=chunk_size,
+    )  # fmt: skip
+    torch.testing.assert_close(loss.kl, value.detach(), rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(gradients(loss.total, hidden, head), gradients(expected, hidden, head), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_every_divergence_is_zero_between_equals_and_finite_between_opposites(divergence):
+    hidden, head, *_, labels = problem(dtype=torch.float32)
+    equal = distillation_loss(hidden, head, hidden.detach(), head.detach(), labels, divergence=divergence)
+    assert equal.kl.abs() < 1e-5
+    opposite = distillation_loss(
+        100 * hidden, head, -100 * hidden.detach(), head.detach(), labels, divergence=divergence
+    )
+    assert torch.isfinite(opposite.total)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(opposite.total, hidden, head))
+
+
 def test_no_labelled_row_gives_zero_with_a_gradient_path():
     hidden, head, *teacher, labels = problem()
     loss = distillation_loss(hidden, head, *teacher, torch.full_like(labels, -100))
@@ -191,6 +236,7 @@ def test_second_backward_is_refused_with_the_reason():
         ({"temperature": 0.0}, "temperature must be positive, not 0.0"),
         ({"kl_weight": -1.0}, "must not be negative"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
+        ({"divergence": "l2"}, "one of forward_kl, reverse_kl, jsd, skew_kl, not 'l2'"),
         ({"teacher_hidden": None}, "kl_weight=0.8 needs teacher_hidden"),
         ({"labels": torch.zeros(5, dtype=torch.long)}, "N = 5 labels"),
         ({"teacher_head": torch.zeros(99, 7, dtype=torch.float64)}, "101 and 99 tokens"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from datasets import Audio, Dataset, DatasetDict, concatenate_datasets, load_dat
 from distilwhisper.audio import undecoded
 
 AUDIO_SUFFIXES = frozenset(".wav .flac .mp3 .ogg .opus .m4a .aac .aiff .aif .webm".split())
+_TABLE_SUFFIXES = frozenset(".parquet .jsonl .json .csv".split())
 _AUDIO_KEYS = ("audio", "audio_filepath", "file_name", "path", "file")
 
 
@@ -27,99 +28,118 @@ def load_speech(
     """Return a data set of recordings, audio left undecoded.
 
     Args:
-        source: A directory written by ``save_to_disk``; a ``.parquet`` file or a directory of them; a ``.jsonl``
-            manifest (one object a line, the recording under ``audio``, ``audio_filepath``, ``file_name``, ``path`` or
-            ``file``, relative to the manifest); a directory of recordings, with transcripts in its ``metadata.csv`` or
-            ``metadata.jsonl`` if there are any; or a Hub id.
+        source: A directory written by ``save_to_disk``; a ``.parquet`` file or a directory of them; a ``.jsonl`` or
+            ``.csv`` manifest (the recording under ``audio_column``, ``audio``, ``audio_filepath``, ``file_name``,
+            ``path`` or ``file``: a URL, or a path relative to the manifest); a directory of recordings, with
+            transcripts in its ``metadata.jsonl`` or ``metadata.csv`` if there are any, or a directory of such
+            directories, one a split; or a Hub id.
         split: Which split of a data set that has several, such as ``train`` or ``train+validation``; None for all, as a
             ``DatasetDict`` where there are several.
         config: Configuration of a Hub data set, such as a language.
         audio_column: Column of the recordings.
         **kwargs: Further arguments of ``datasets.load_dataset`` for Hub ids, such as ``streaming=True`` or
-        ``revision``.
+            ``revision``.
 
     Raises:
-        FileNotFoundError: If a path does not exist and cannot be a Hub id, or a directory holds nothing that can be
-            read.
-        ValueError: If the split does not exist, or a manifest names no recording.
+        FileNotFoundError: If a path does not exist and cannot be a Hub id, or holds nothing that can be read.
+        ValueError: If the split does not exist, or a manifest is broken or names no recording.
     """
-    path = Path(source)
-    if not path.exists():
-        if path.suffix or path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1:
-            raise FileNotFoundError(f"{source} does not exist; give an existing path or a Hub id such as 'user/name'")
-        data = load_dataset(str(source), config, split=split, **kwargs)
+    path = Path(source).expanduser().absolute()  # what is saved is read again from elsewhere
+    if path.exists():
+        data = _choose(_load_local(path, config, audio_column), split, source)
+    elif _is_no_hub_id(str(source)):
+        raise FileNotFoundError(f"{source} does not exist; give an existing path or a Hub id such as 'user/name'")
     else:
-        data = _choose(_load_local(path), split, source)
-    if isinstance(data, dict):
-        return type(data)({name: undecoded(part, audio_column) for name, part in data.items()})
+        data = load_dataset(str(source), config, split=split, **kwargs)
     return undecoded(data, audio_column)
 
 
-def _load_local(path: Path) -> Dataset | DatasetDict:
+def _is_no_hub_id(source: str) -> bool:
+    known_suffix = Path(source).suffix.lower() in _TABLE_SUFFIXES | AUDIO_SUFFIXES
+    return known_suffix or source.startswith((".", "~", "/")) or source.endswith("/") or source.count("/") > 1
+
+
+def _load_local(path: Path, config: str | None, audio_column: str) -> Dataset | DatasetDict:
+    if path.suffix == ".parquet" and path.is_file():
+        return Dataset.from_parquet(str(path))
     if path.is_file():
-        return _load_file(path)
+        return _load_manifest(path, audio_column)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return load_from_disk(str(path))
-    if files := sorted(path.glob("*.parquet")):
-        return Dataset.from_parquet([str(file) for file in files])
-    return _load_folder(path)
+    if manifest := _metadata(path):
+        return _load_manifest(manifest, audio_column)
+    if manifests := {folder.name: file for folder in sorted(path.iterdir()) if (file := _metadata(folder))}:
+        return DatasetDict({name: _load_manifest(file, audio_column) for name, file in manifests.items()})
+    if any(path.rglob("*.parquet")):
+        return load_dataset(str(path), config)  # it tells the splits by the names of the files
+    return _load_recordings(path, audio_column)
 
 
-def _load_file(path: Path) -> Dataset:
-    if path.suffix == ".parquet":
-        return Dataset.from_parquet(str(path))
-    if path.suffix in (".jsonl", ".json"):
-        return _from_manifest(_json_lines(path), path)
-    raise FileNotFoundError(f"{path} is not a data set; give a directory, a .parquet file or a .jsonl manifest")
+def _metadata(folder: Path) -> Path | None:
+    return next((file for name in ("jsonl", "csv") if (file := folder / f"metadata.{name}").exists()), None)
 
 
-def _load_folder(path: Path) -> Dataset:
-    if (metadata := path / "metadata.jsonl").exists():
-        return _from_manifest(_json_lines(metadata), metadata)
-    if (metadata := path / "metadata.csv").exists():
-        with metadata.open(newline="", encoding="utf-8") as file:
-            return _from_manifest(csv.DictReader(file), metadata)
+def _load_recordings(path: Path, audio_column: str) -> Dataset:
     recordings = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
     if not recordings:
         raise FileNotFoundError(
             f"{path} holds no saved data set, parquet files, metadata.jsonl, metadata.csv or recordings "
             f"({' '.join(sorted(AUDIO_SUFFIXES))})"
         )
-    return _with_audio([{"id": str(file.relative_to(path))} for file in recordings], recordings)
+    rows = [{"id": file.relative_to(path).as_posix()} for file in recordings]
+    return _with_audio(rows, [str(file) for file in recordings], audio_column)
 
 
-def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+def _load_manifest(path: Path, audio_column: str) -> Dataset:
+    readers = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows}
+    if path.suffix not in readers:
+        raise FileNotFoundError(f"{path} is not a data set; give a directory, or a .parquet, .jsonl or .csv file")
+    rows, recordings = [], []
+    for line, row in readers[path.suffix](path):
+        key = next((key for key in (audio_column, *_AUDIO_KEYS) if row.get(key)), None)
+        if key is None or not isinstance(row[key], str):
+            keys = ", ".join(dict.fromkeys([audio_column, *_AUDIO_KEYS]))
+            raise ValueError(f"{path}, line {line}: no path of a recording under any of {keys}")
+        recordings.append(row[key] if "://" in row[key] else str(path.parent / row[key]))
+        rows.append({name: value for name, value in row.items() if name not in (key, audio_column)})
+    if not rows:
+        raise ValueError(f"{path} is empty")
+    return _with_audio(rows, recordings, audio_column)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: not a JSON object, but {type(row).__name__}")
+            yield number, row
 
 
-def _from_manifest(rows: Iterable[dict[str, Any]], manifest: Path) -> Dataset:
-    kept, recordings = [], []
-    for number, row in enumerate(rows, start=1):
-        key = next((key for key in _AUDIO_KEYS if row.get(key)), None)
-        if key is None:
-            raise ValueError(f"{manifest}, entry {number}: no recording under any of {', '.join(_AUDIO_KEYS)}")
-        recordings.append(manifest.parent / row[key])
-        kept.append({name: value for name, value in row.items() if name != key})
-    if not kept:
-        raise ValueError(f"{manifest} is empty")
-    return _with_audio(kept, recordings)
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            if None in row:
+                raise ValueError(f"{path}, line {reader.line_num}: more values than columns; quote texts with commas")
+            yield reader.line_num, row
 
 
-def _with_audio(rows: list[dict[str, Any]], recordings: list[Path]) -> Dataset:
-    audio = [{"bytes": None, "path": str(path)} for path in recordings]
+def _with_audio(rows: list[dict[str, Any]], recordings: list[str], audio_column: str) -> Dataset:
+    audio = [{"bytes": None, "path": path} for path in recordings]
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    return Dataset.from_dict({"audio": audio, **columns}).cast_column("audio", Audio(decode=False))
+    return Dataset.from_dict({audio_column: audio, **columns}).cast_column(audio_column, Audio(decode=False))
 
 
 def _choose(data: Dataset | DatasetDict, split: str | None, source: str | Path) -> Dataset | DatasetDict:
     if not isinstance(data, DatasetDict):
+        if split not in (None, data.split):
+            raise ValueError(f"{source} has no splits; leave {split!r} out")
         return data
     if split is None:
         return next(iter(data.values())) if len(data) == 1 else data

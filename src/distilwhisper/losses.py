@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distilwhisper.divergences import DIVERGENCES, ChunkSettings, reduce_chunk
+
 
 class DistillationLoss(NamedTuple):
     """The loss and its terms, each already divided by the number of label tokens.
@@ -49,6 +51,8 @@ def distillation_loss(
     num_items: Tensor | float | None = None,
     ignore_index: int = -100,
     chunk_size: int | None = None,
+    divergence: str = "forward_kl",
+    mixture: float = 0.5,
 ) -> DistillationLoss:
     """Return the KL + pseudo-label loss of paper eq. 6, without ever holding all the logits.
 
@@ -68,15 +72,22 @@ def distillation_loss(
             processes. Default: the labelled rows given.
         ignore_index: Label of rows that take no part.
         chunk_size: Rows of logits alive at a time. Default: 64 to 256 on CPUs, by the width; 1,024 on GPUs.
+        divergence: ``forward_kl`` (the paper's), ``reverse_kl``, ``jsd`` or ``skew_kl``; see ``divergences``.
+        mixture: Share of the teacher in the mixture of ``jsd`` and ``skew_kl``, between 0 and 1.
 
     Returns:
         The total and its two terms, scalars in fp32 (fp64 for fp64 inputs).
 
     Raises:
-        ValueError: For shapes that do not fit, a temperature or chunk size that is not positive, negative weights, or a
-            ``kl_weight`` above 0 without a teacher.
+        ValueError: For shapes that do not fit, a temperature or chunk size that is not positive, negative weights, an
+            unknown divergence, or a ``kl_weight`` above 0 without a teacher.
     """
     _check_weights(temperature, kl_weight, pl_weight, chunk_size)
+    if divergence not in DIVERGENCES or not 0 < mixture < 1:
+        raise ValueError(
+            f"divergence must be one of {', '.join(DIVERGENCES)}, not {divergence!r}, and mixture lie between 0 and 1, "
+            f"not {mixture}"
+        )
     use_teacher = kl_weight > 0
     if use_teacher and (teacher_hidden is None or teacher_head is None):
         raise ValueError(f"kl_weight={kl_weight} needs teacher_hidden and teacher_head; pass them, or kl_weight=0")
@@ -91,10 +102,12 @@ def distillation_loss(
     if len(rows) < len(labels):
         student_hidden, labels = student_hidden[rows], labels[rows]
         teacher_hidden = None if teacher_hidden is None else teacher_hidden[rows]
-    settings = _Settings(
+    settings = ChunkSettings(
         temperature=temperature,
         kl_weight=kl_weight,
         pl_weight=pl_weight,
+        divergence=divergence,
+        mixture=mixture,
         chunk_size=chunk_size or _default_chunk_size(student_head),
         needs_gradient=torch.is_grad_enabled() and (student_hidden.requires_grad or student_head.requires_grad),
     )
@@ -143,14 +156,6 @@ def hidden_state_loss(
         for student, teacher in zip(student_states, teacher_states, strict=True)
     ]
     return torch.stack(sums).sum() / _divisor(labelled.sum() if num_items is None else num_items, sums[0])
-
-
-class _Settings(NamedTuple):
-    temperature: float
-    kl_weight: float
-    pl_weight: float
-    chunk_size: int
-    needs_gradient: bool
 
 
 def _check_weights(temperature: float, kl_weight: float, pl_weight: float, chunk_size: int | None) -> None:
@@ -231,7 +236,7 @@ class _FusedDistillation(torch.autograd.Function):
         teacher_head: Tensor | None,
         labels: Tensor,
         divisor: Tensor,
-        settings: _Settings,
+        settings: ChunkSettings,
     ) -> tuple[Tensor, Tensor, Tensor]:
         accumulate, compute = _accumulation_dtype(hidden), _compute_dtype(hidden)
         needed = ctx.needs_input_grad[:2] if settings.needs_gradient else (False, False)
@@ -244,7 +249,8 @@ class _FusedDistillation(torch.autograd.Function):
 
         kl, pl = divisor.new_zeros(()), divisor.new_zeros(())
         workspace = [
-            divisor.new_empty(min(settings.chunk_size, len(labels)), len(head)) for _ in range(3 if teacher else 1)
+            divisor.new_empty(min(settings.chunk_size, len(labels)), len(head))
+            for _ in range(settings.buffers if teacher else 1)
         ]
         for start in range(0, len(labels), settings.chunk_size):
             rows = slice(start, start + settings.chunk_size)
@@ -252,7 +258,7 @@ class _FusedDistillation(torch.autograd.Function):
             _product(student[0][rows], student[1].t(), out=buffers[0])
             if teacher:
                 _product(teacher[0][rows], teacher[1].t(), out=buffers[1])
-            chunk_kl, chunk_pl = _chunk(buffers, labels[rows], settings)
+            chunk_kl, chunk_pl = reduce_chunk(buffers, labels[rows], settings)
             kl += chunk_kl
             pl += chunk_pl
             if settings.needs_gradient:
@@ -291,52 +297,3 @@ def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     if left.dtype in (torch.float32, torch.float64):
         return torch.mm(left, right, out=out)
     return torch.mm(left, right, out_dtype=torch.float32, out=out)  # type: ignore[no-any-return, call-overload]
-
-
-def _chunk(buffers: list[Tensor], labels: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
-    """Reduce one chunk of logits to its two sums and leave the gradient in the first buffer.
-
-    Memory traffic decides the speed here, so every pass works in place and the sums of the softmaxes are divided by
-    last.
-
-    Args:
-        buffers: Student logits; and with a KL term, teacher logits divided by the temperature and scratch. Each
-            ``[rows, V]``, all overwritten.
-        labels: ``[rows]``.
-        settings: Weights and temperature.
-
-    Returns:
-        Sum of ``T^2 KL`` and sum of the cross-entropy over the rows.
-    """
-    student, temperature = buffers[0], settings.temperature
-    index = labels.unsqueeze(1)
-    student.sub_(student.amax(-1, keepdim=True))
-    target = student.gather(1, index)
-    parts: list[tuple[Tensor, Tensor]] = []  # numerators of a softmax, and the factor of its gradient
-    kl = student.new_zeros(())
-    if len(buffers) > 1:
-        teacher, probabilities = buffers[1:]
-        teacher.sub_(teacher.amax(-1, keepdim=True))
-        teacher_sum = torch.exp(teacher, out=probabilities).sum(-1, keepdim=True)
-        # sum_v p (u - z) / T; the teacher's buffer is free afterwards and takes the student's softmax at T
-        divergence = (
-            teacher.sub_(student, alpha=1 / temperature).mul_(probabilities).sum(-1, keepdim=True) / teacher_sum
-        )
-        scale = settings.kl_weight * temperature
-        parts.append((probabilities, -scale / teacher_sum))
-        if temperature != 1:
-            soft_sum = torch.mul(student, 1 / temperature, out=teacher).exp_().sum(-1, keepdim=True)
-            parts.append((teacher, scale / soft_sum))
-    hard_sum = student.exp_().sum(-1, keepdim=True)
-    pl = (hard_sum.log() - target).sum()
-    hard_weight = settings.pl_weight
-    if len(buffers) > 1:
-        if temperature == 1:
-            soft_sum, hard_weight = hard_sum, hard_weight + settings.kl_weight
-        kl = (divergence - teacher_sum.log() + soft_sum.log()).sum() * temperature**2
-    if settings.needs_gradient:
-        student.mul_(hard_weight / hard_sum)
-        for numerators, factor in parts:
-            student.addcmul_(numerators, factor)
-        student.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
-    return kl, pl

@@ -1,0 +1,141 @@
+"""What one chunk of logits contributes to the objective, and its gradient with respect to the student's logits.
+
+With ``p`` the teacher's and ``q`` the student's distribution, both softened by the temperature, ``s`` the student's
+logits divided by it, and a mixture weight ``w``::
+
+    forward_kl   KL(p || q)                                 d/ds = q - p
+    reverse_kl   KL(q || p)                                 d/ds = q (g - E_q g),   g = log q - log p
+    jsd          w KL(p || m) + (1 - w) KL(q || m)          g = (1 - w) (log q - log m),   m = w p + (1 - w) q
+    skew_kl      KL(p || m)                                 g = -(1 - w) p / m,            m = w p + (1 - w) q
+
+``jsd`` is the generalised Jensen-Shannon divergence (Agarwal et al. 2024, eq. 1), ``skew_kl`` that of Ko et al. 2024.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl")
+
+
+class ChunkSettings(NamedTuple):
+    """How a chunk is reduced.
+
+    Attributes:
+        temperature: Softens both distributions of the divergence.
+        kl_weight: Weight of the divergence.
+        pl_weight: Weight of the cross-entropy.
+        divergence: One of ``DIVERGENCES``.
+        mixture: Share of the teacher in the mixture of ``jsd`` and ``skew_kl``.
+        chunk_size: Rows of a chunk.
+        needs_gradient: Whether the gradient is wanted.
+    """
+
+    temperature: float
+    kl_weight: float
+    pl_weight: float
+    divergence: str
+    mixture: float
+    chunk_size: int
+    needs_gradient: bool
+
+    @property
+    def buffers(self) -> int:
+        """Number of ``[rows, V]`` buffers that a chunk with a teacher needs."""
+        return 3 if self.divergence == "forward_kl" else 4
+
+
+def reduce_chunk(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings) -> tuple[Tensor, Tensor]:
+    """Reduce one chunk of logits to its two sums and leave the gradient in the first buffer.
+
+    Memory traffic decides the speed here, so every pass works in place and the sums of the softmaxes are divided by
+    last.
+
+    Args:
+        buffers: Student logits; with a teacher, also the teacher's logits divided by the temperature, and scratch. Each
+            ``[rows, V]``, all overwritten.
+        labels: ``[rows]``.
+        settings: Weights, temperature, divergence.
+
+    Returns:
+        Sum over the rows of the divergence times ``T^2``, and of the cross-entropy.
+    """
+    student = buffers[0]
+    student.sub_(student.amax(-1, keepdim=True))
+    if len(buffers) == 1:
+        return torch.zeros_like(student[0, 0]), _cross_entropy(student, labels, settings)
+    if settings.divergence == "forward_kl":
+        return _forward_kl(buffers, labels, settings)
+    gradient, divergence = _mixture_divergence(buffers, settings)
+    cross_entropy = _cross_entropy(student, labels, settings)
+    if settings.needs_gradient:
+        student.add_(gradient, alpha=settings.kl_weight * settings.temperature)
+    return divergence.sum() * settings.temperature**2, cross_entropy
+
+
+def _cross_entropy(student: Tensor, labels: Tensor, settings: ChunkSettings) -> Tensor:
+    index = labels.unsqueeze(1)
+    target = student.gather(1, index)
+    total = student.exp_().sum(-1, keepdim=True)
+    if settings.needs_gradient:
+        student.mul_(settings.pl_weight / total)
+        student.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
+    return (total.log() - target).sum()
+
+
+def _forward_kl(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings) -> tuple[Tensor, Tensor]:
+    # Both terms at once: their softmaxes are only ever needed as numerators.
+    (student, teacher, probabilities), temperature = buffers, settings.temperature
+    index = labels.unsqueeze(1)
+    target = student.gather(1, index)
+    teacher.sub_(teacher.amax(-1, keepdim=True))
+    teacher_sum = torch.exp(teacher, out=probabilities).sum(-1, keepdim=True)
+    # sum_v p (u - z) / T; the teacher's buffer is free afterwards and takes the student's softmax at T
+    divergence = teacher.sub_(student, alpha=1 / temperature).mul_(probabilities).sum(-1, keepdim=True) / teacher_sum
+    scale, hard_weight = settings.kl_weight * temperature, settings.pl_weight
+    parts = [(probabilities, -scale / teacher_sum)]
+    if temperature != 1:
+        soft_sum = torch.mul(student, 1 / temperature, out=teacher).exp_().sum(-1, keepdim=True)
+        parts.append((teacher, scale / soft_sum))
+    hard_sum = student.exp_().sum(-1, keepdim=True)
+    if temperature == 1:
+        soft_sum, hard_weight = hard_sum, hard_weight + settings.kl_weight
+    if settings.needs_gradient:
+        student.mul_(hard_weight / hard_sum)
+        for numerators, factor in parts:
+            student.addcmul_(numerators, factor)
+        student.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
+    kl = (divergence - teacher_sum.log() + soft_sum.log()).sum() * temperature**2
+    return kl, (hard_sum.log() - target).sum()
+
+
+def _mixture_divergence(buffers: list[Tensor], settings: ChunkSettings) -> tuple[Tensor, Tensor]:
+    """Return the gradient ``[rows, V]`` and the value ``[rows, 1]``; the student's buffer is left as it was."""
+    student, log_p, log_q, other = buffers
+    weight = settings.mixture
+    log_p.sub_(log_p.logsumexp(-1, keepdim=True))
+    torch.mul(student, 1 / settings.temperature, out=log_q)
+    log_q.sub_(log_q.logsumexp(-1, keepdim=True))
+    if settings.divergence == "reverse_kl":
+        slope = torch.sub(log_q, log_p, out=other)
+        q = log_q.exp_()
+        value = _expectation(q, slope)
+    else:
+        p, q = log_p.exp(), log_q.exp()
+        # log m from the sum itself: m lies between p and q, so it vanishes only where both do, and 0 log 0 = 0
+        log_m = torch.lerp(q, p, weight).clamp_(min=torch.finfo(q.dtype).tiny).log_()
+        value = _expectation(p, log_p - log_m)
+        if settings.divergence == "jsd":
+            slope = torch.sub(log_q, log_m, out=other)
+            value = weight * value + (1 - weight) * _expectation(q, slope)
+            slope.mul_(1 - weight)
+        else:
+            slope = torch.div(p, log_m.exp_(), out=other).mul_(weight - 1)
+    return slope.sub_(_expectation(q, slope)).mul_(q), value
+
+
+def _expectation(probabilities: Tensor, values: Tensor) -> Tensor:
+    return (probabilities * values).sum(-1, keepdim=True)
