@@ -12,7 +12,7 @@ DEMO_FLAGS ?=
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test test-all lint format types check build clean
+.PHONY: help demo test test-all lint format types check bench build clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ types: $(VENV)/.dev ## Check types
 	$(BIN)/mypy
 
 check: lint types test ## What CI runs
+
+bench: $(VENV)/.dev ## Measure ours against the plain recipe, side by side
+	$(BIN)/python benchmarks/run.py
 
 build: $(VENV)/.dev ## Build sdist and wheel
 	$(BIN)/python -m build
