@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset, DatasetDict, load_from_disk
-from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import HfArgumentParser, ProgressCallback, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.trainer_utils import get_last_checkpoint
 
 from distilwhisper import (
@@ -86,6 +86,15 @@ class Stages:
         return folder
 
 
+class Bar(ProgressCallback):
+    """A bar that carries the latest figures along, instead of a line for each log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        shown = {name: logs[name] for name in ("loss", "kl_loss", "pl_loss", "eval_wer") if name in (logs or {})}
+        if self.training_bar is not None and shown:
+            self.training_bar.set_postfix(shown)
+
+
 def train(args: Arguments, student: Path, labels: Path, validation: Dataset, folder: Path) -> None:
     settings = DistillationTrainingArguments(
         output_dir=str(folder),
@@ -115,6 +124,8 @@ def train(args: Arguments, student: Path, labels: Path, validation: Dataset, fol
         eval_dataset=validation,
         processing_class=WhisperProcessor.from_pretrained(student),
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Bar)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
     trainer.save_model()
     trainer.save_state()

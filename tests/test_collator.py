@@ -208,6 +208,13 @@ def test_evaluation_batch_carries_the_whole_reference(processor, tokens):
     assert batch["prefix_ids"].tolist() == [tokens.prefix("en")]
 
 
+@pytest.mark.parametrize(("language", "expected"), [("en", " Two boys."), ("ja", "Two boys.")])
+def test_plain_text_gets_whispers_leading_space_if_asked(processor, language, expected):
+    row = {"audio": None, "whisper_transcript": "Two boys."}
+    label = collator(processor, language=language, leading_space=True).label(Sample(row))
+    assert processor.tokenizer.decode(label.ids) == expected
+
+
 def test_missing_language_means_english_and_is_said(processor, caplog):
     ids, _ = DataCollatorForDistillation(processor).sequence(Sample(row_of(processor)))
     assert ids[:4] == WhisperTokens.from_tokenizer(processor.tokenizer).prefix("en")

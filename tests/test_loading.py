@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import SENTENCES, audio_dataset, encoded, tone
-from datasets import Audio, Dataset, DatasetDict, load_dataset
+from datasets import Audio, Dataset, DatasetDict
 
 from distilwhisper import load_audio, load_speech
 
@@ -95,9 +95,12 @@ def test_a_split_is_refused_where_there_are_none(speech, recordings, tmp_path):
             load_speech(source, "test")
 
 
-def test_a_saved_split_may_be_named_again(splits, tmp_path):
-    load_speech(splits, "train").save_to_disk(tmp_path / "labels")
-    assert len(load_speech(tmp_path / "labels", "train")) == 1
+def test_data_that_know_their_split_may_be_asked_for_it(speech, tmp_path):
+    """What was labelled from ``--split train`` is saved without the other splits, but still is the split train."""
+    speech.to_parquet(tmp_path / "speech.parquet")
+    labelled = load_speech(tmp_path / "speech.parquet", "train")
+    labelled.save_to_disk(tmp_path / "labels")
+    assert_holds_the_clips(load_speech(tmp_path / "labels", "train"))
 
 
 @pytest.mark.parametrize("feature", [Audio(decode=False), None])
@@ -191,18 +194,6 @@ def test_folders_with_metadata_in_a_folder_are_splits(recordings):
     write_manifest(root / "test" / "metadata.jsonl", [{"file_name": "../recordings/b.wav", "text": "b"}])
     assert {name: len(part) for name, part in load_speech(root).items()} == {"recordings": 3, "test": 1}
     assert_holds_the_clips(load_speech(root, "recordings"))
-
-
-def test_our_folders_read_as_the_audiofolder_of_datasets_reads_them(recordings):
-    rows = [{"file_name": clip, "text": text} for clip, text in zip(CLIPS, TEXTS, strict=True)]
-    write_manifest(recordings / "metadata.jsonl", rows)
-    theirs = load_dataset("audiofolder", data_dir=str(recordings), split="train").cast_column(
-        "audio", Audio(decode=False)
-    )
-    ours = load_speech(recordings)
-    assert list(ours["text"]) == list(theirs["text"])
-    for mine, other in zip(ours["audio"], theirs["audio"], strict=True):
-        np.testing.assert_array_equal(load_audio(mine), load_audio(other))
 
 
 def test_comma_in_an_unquoted_text_is_refused_instead_of_cutting_the_text(recordings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import Seq2SeqTrainingArguments
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -110,6 +111,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if getattr(self, "metric_for_best_model", None) is None and self.predict_with_generate:
             self.metric_for_best_model, self.greater_is_better = "wer", False
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is no device to copy to, and every loader would warn of it
         super().__post_init__()
 
     @property

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from distilwhisper.audio import AudioError, load_audio
+from distilwhisper.normalizers import UNSPACED_LANGUAGES
 from distilwhisper.tokens import WhisperTokens
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ class DataCollatorForDistillation:
         text_column: Column of the reference transcripts; the target of evaluation samples, and of rows without a label.
         prompt_column: Column of previous text, as token ids or text; ``condition_on_prev`` of the published data sets
             is read too.
+        leading_space: Begin plain text with a space, as Whisper itself writes it, in languages that use spaces. Off by
+            default, as in Transformers' own fine-tuning; labels with token ids keep theirs in any case.
         pad_to_multiple_of: Round the length of the label rows up.
         seed: Seed of the random draws.
     """
@@ -106,6 +109,7 @@ class DataCollatorForDistillation:
         transcript_column: str = "whisper_transcript",
         text_column: str = "text",
         prompt_column: str = "whisper_prompt",
+        leading_space: bool = False,
         pad_to_multiple_of: int = 1,
         seed: int = 0,
     ) -> None:
@@ -119,6 +123,7 @@ class DataCollatorForDistillation:
         self.max_label_length = max_label_length
         self.audio_column, self.transcript_column = audio_column, transcript_column
         self.text_column, self.prompt_column = text_column, prompt_column
+        self.leading_space = leading_space
         self.pad_to_multiple_of = pad_to_multiple_of
         self.seed = seed
 
@@ -190,7 +195,7 @@ class DataCollatorForDistillation:
         row = sample.row
         said = (row.get("whisper_language"), row.get("whisper_task"))
         if sample.evaluation:
-            return Label(self._encode(row[self.text_column] or ""), *said, complete=True)
+            return Label(self._encode_text(row[self.text_column] or "", said[0]), *said, complete=True)
         if row.get("whisper_tokens") is not None:
             return Label(list(row["whisper_tokens"]), *said, complete=not row.get("whisper_capped"))
         text = row.get(self.transcript_column)
@@ -203,7 +208,7 @@ class DataCollatorForDistillation:
                 f"the data with PseudoLabeler first, or name the right columns (it has {sorted(row)})",
             )
         if "<|" not in text:
-            return Label(self._encode(text), *said, complete=not row.get("whisper_capped"))
+            return Label(self._encode_text(text, said[0]), *said, complete=not row.get("whisper_capped"))
         return self._parse(self._encode(text), *said)
 
     def _parse(self, ids: list[int], language: str | None, task: str | None) -> Label:
@@ -258,6 +263,10 @@ class DataCollatorForDistillation:
             recordings, sampling_rate=extractor.sampling_rate, return_tensors="pt"
         ).input_features
         return features
+
+    def _encode_text(self, text: str, language: str | None) -> list[int]:
+        spaced = (language or self.language) not in UNSPACED_LANGUAGES
+        return self._encode(" " + text.strip() if self.leading_space and spaced and text.strip() else text)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids

@@ -85,7 +85,9 @@ class DistillationTrainer(Seq2SeqTrainer):
         if model is None:
             raise ValueError("model is missing: pass the student that create_student returned, a path or a Hub id")
         if model.dtype in (torch.float16, torch.bfloat16):
-            logger.info("the student is trained in float32: updates are too small for the %s it was saved in", model.dtype)
+            logger.info(
+                "the student is trained in float32: updates are too small for the %s it was saved in", model.dtype
+            )
             model.float()
         processing_class = processing_class or _find_processor(model, teacher_model)
         _use_one_gpu(args)
@@ -96,7 +98,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         self._step = DistillationStep(model, teacher_model, objective)
         self._step.bind(model)
         self._counts_words = compute_metrics is None and args.predict_with_generate
-        data_collator = data_collator or _default_collator(processing_class, model, args)
+        data_collator = data_collator or _default_collator(processing_class, model, args, train_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -321,7 +323,11 @@ def _use_one_gpu(args: DistillationTrainingArguments) -> None:
         args._n_gpu = 1
 
 
-def _default_collator(processor: Any, model: Any, args: DistillationTrainingArguments) -> DataCollatorForDistillation:
+def _default_collator(
+    processor: Any, model: Any, args: DistillationTrainingArguments, train_dataset: Any
+) -> DataCollatorForDistillation:
+    # References are measured against as the student writes: like its labels, or like Whisper if it is not trained here.
+    columns = getattr(train_dataset, "column_names", None) or ()
     return DataCollatorForDistillation(
         processor,
         language=args.language,
@@ -334,6 +340,7 @@ def _default_collator(processor: Any, model: Any, args: DistillationTrainingArgu
         transcript_column=args.transcript_column,
         text_column=args.text_column,
         prompt_column=args.prompt_column,
+        leading_space=train_dataset is None or "whisper_tokens" in columns,
         seed=args.data_seed if args.data_seed is not None else args.seed,
     )
 

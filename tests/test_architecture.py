@@ -1,0 +1,118 @@
+"""The rules of the house, read from the source: floors, sizes, types, and what never appears."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import distilwhisper
+
+PACKAGE = Path(distilwhisper.__file__).parent
+FILES = {file.stem: file for file in sorted(PACKAGE.glob("*.py"))}
+TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
+MODULES = [name for name in FILES if name != "__init__"]
+
+FLOORS = [
+    "audio divergences grammar normalizers pages plots student tables tokens arguments".split(),
+    "collator generation loading losses metrics reports synthesis".split(),
+    "filtering modeling samples transcription".split(),
+    "benchmarks evaluation pseudo_labels trainer".split(),
+]
+"""A module imports only from floors below its own."""
+
+WITHOUT_TORCH = "audio filtering grammar loading metrics normalizers pages plots reports synthesis tables".split()
+"""What prepares data or reports on results, and starts in a moment."""
+
+
+def imports_of(tree):
+    """Every imported module, wherever in the file the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+
+
+def functions_of(tree):
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def names_of(tree):
+    """Every name, attribute, keyword and import that the code mentions; comments and texts are free."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield f"{node.value.id if isinstance(node.value, ast.Name) else ''}.{node.attr}"
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield node.arg
+    yield from (name.split(".")[0] for name in imports_of(tree))
+
+
+def test_every_module_lives_on_one_floor():
+    assert sorted(module for floor in FLOORS for module in floor) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_only_from_floors_below_its_own(module):
+    floor_of = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+    ours = {name.partition(".")[2] for name in imports_of(TREES[module]) if name.split(".")[0] == "distilwhisper"}
+    assert "" not in ours, "import from the module, not from the package: the package imports everything"
+    assert {name for name in ours if floor_of[name] >= floor_of[module]} == set()
+
+
+def test_modules_that_need_no_torch_import_none():
+    program = "".join(f"import distilwhisper.{module}\n" for module in WITHOUT_TORCH)
+    program += "import sys\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_is_short(module):
+    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 350
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_are_short_and_take_few_positional_arguments(module):
+    for function in functions_of(TREES[module]):
+        statements = function.body[1:] if ast.get_docstring(function) else function.body
+        lines = statements[-1].end_lineno - statements[0].lineno + 1 if statements else 0
+        assert lines <= 40, f"{function.name} has {lines} lines"
+        names = [argument.arg for argument in function.args.args if argument.arg not in ("self", "cls")]
+        # The forward of an autograd.Function (its first argument is ctx) can take nothing by keyword.
+        assert len(names) <= 6 or names[0] == "ctx", f"{function.name} takes {len(names)} by position"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_function_is_annotated(module):
+    for function in functions_of(TREES[module]):
+        arguments = function.args
+        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+        bare = [arg.arg for arg in every if arg and arg.annotation is None and arg.arg not in ("self", "cls")]
+        assert bare == [], f"{function.name} does not say what {bare} are"
+        assert function.returns is not None, f"{function.name} does not say what it returns"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_prints_unpickles_or_runs_foreign_code(module):
+    forbidden = {"print", "pickle", "dill", "joblib", "torch.load", "trust_remote_code", "eval", "exec", "breakpoint"}
+    assert forbidden & set(names_of(TREES[module])) == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_exception_is_swallowed(module):
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or (
+                isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+            )
+            assert not broad, f"line {node.lineno} catches everything"
+            assert not all(isinstance(statement, ast.Pass) for statement in node.body), f"line {node.lineno} passes"
+
+
+@pytest.mark.parametrize("module", [*FILES])
+def test_every_module_says_what_it_is_for(module):
+    assert ast.get_docstring(TREES[module])
