@@ -94,3 +94,16 @@ def test_model_and_processor_are_loaded_from_one_place(tmp_path, processor):
     model = Transcriber(str(tmp_path), dtype=torch.bfloat16, device="cpu").model
     assert model.dtype == torch.bfloat16
     assert Transcriber(model, language="en").processor.tokenizer.vocab_size == processor.tokenizer.vocab_size
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_transcripts_follow_weights_that_change(transcriber, processor, fused):
+    """The copy of the output projection that speeds up a CPU must not outlive an update."""
+    audio = tone(1.0)
+    before = transcriber(audio).tokens
+    head = transcriber.model.proj_out.weight
+    head.grad = torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
+    torch.optim.AdamW([head], lr=1.0, fused=fused).step()
+    after = transcriber(audio).tokens
+    assert after != before
+    assert after == Transcriber(transcriber.model, processor, language="en")(audio).tokens

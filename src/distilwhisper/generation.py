@@ -11,11 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessorList, WhisperForConditionalGeneration
-from transformers.generation.logits_process import (
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    WhisperTimeStampLogitsProcessor,
-)
+from transformers.generation.logits_process import LogitsProcessor, WhisperTimeStampLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutput
 
 from distilwhisper.tokens import WhisperTokens
@@ -223,6 +219,19 @@ def _beams(
     return GeneratedTokens(ids, steps.sum(-1).tolist(), capped, no_speech)
 
 
+class _Suppress(LogitsProcessor):  # type: ignore[misc]
+    """Forbids tokens; Transformers' own searches the whole vocabulary for them at every step."""
+
+    def __init__(self, tokens: Sequence[int], only_at: int | None = None) -> None:
+        self.tokens = list(tokens)
+        self.only_at = only_at
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.only_at is None or input_ids.shape[1] == self.only_at:
+            scores[:, self.tokens] = -torch.inf
+        return scores
+
+
 def _logits_processors(
     model: WhisperForConditionalGeneration, prefix: Tensor, timestamps: bool | None
 ) -> LogitsProcessorList:
@@ -232,9 +241,9 @@ def _logits_processors(
         timestamps = no_timestamps is not None and not bool((prefix[:, -1] == no_timestamps).any())
     processors = LogitsProcessorList()
     if config.begin_suppress_tokens:
-        processors.append(SuppressTokensAtBeginLogitsProcessor(config.begin_suppress_tokens, begin, prefix.device))
+        processors.append(_Suppress(config.begin_suppress_tokens, only_at=begin))
     if config.suppress_tokens:
-        processors.append(SuppressTokensLogitsProcessor(config.suppress_tokens, prefix.device))
+        processors.append(_Suppress(config.suppress_tokens))
     if timestamps:
         if no_timestamps is None:
             raise ValueError("timestamps need no_timestamps_token_id in the model's generation config")

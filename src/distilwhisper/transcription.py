@@ -114,6 +114,7 @@ class Transcriber:
             self.language = "en"
         self.tokens.prefix(self.language or "en", task)  # refuses a wrong task now rather than after the encoder
         self.num_beams, self.batch_size, self.max_new_tokens = num_beams, batch_size, max_new_tokens
+        self._head: tuple[tuple[int, int] | None, Head] | None = None
 
     @property
     def sampling_rate(self) -> int:
@@ -169,7 +170,7 @@ class Transcriber:
         Yields:
             Pairs of name and result, not in the order of the stream.
         """
-        head = output_head(self.model)
+        head = self._output_head()
         loaded = self._load_all(recordings, num_workers)
         ahead = max(self.batch_size, READ_AHEAD // self.batch_size * self.batch_size)
         while pool := list(islice(loaded, ahead)):
@@ -212,7 +213,7 @@ class Transcriber:
             durations_s: Lengths of the recordings, in seconds; default the window.
             head: What :func:`output_head` returned for this model, where many batches follow.
         """
-        head = head or output_head(self.model)
+        head = head or self._output_head()
         states = encode(self.model, input_features)
         languages = [self.language] * len(states)
         if self.language is None:
@@ -232,6 +233,14 @@ class Transcriber:
             self._transcript(generated, row, language or "en", duration)
             for row, (language, duration) in enumerate(zip(languages, durations, strict=True))
         ]
+
+    def _output_head(self) -> Head:
+        # The transposed copy costs as much as ten tokens. The version of a tensor counts its changes in place.
+        weight = self.model.proj_out.weight
+        state = None if weight.is_inference() else (weight.data_ptr(), weight._version)
+        if self._head is None or state is None or self._head[0] != state:
+            self._head = state, output_head(self.model)
+        return self._head[1]
 
     def _transcript(self, generated: GeneratedTokens, row: int, language: str, duration_s: float) -> Transcript:
         ids = self.tokens.text_and_timestamps(generated.ids[row])

@@ -1,0 +1,278 @@
+"""The example scripts as a user runs them, on a tiny random teacher and a handful of recordings."""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import REPOSITORY, TEACHER, encoded, tiny_whisper, tone
+from datasets import DatasetDict, load_from_disk
+from safetensors.torch import load_file
+from transformers import WhisperForConditionalGeneration, pipeline
+
+from distilwhisper import Transcriber, load_speech, save_processor
+
+EXAMPLES = REPOSITORY / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+TRAINING = (
+    "--student student --teacher teacher --language en --max_steps 2 --per_device_train_batch_size 2 --logging_steps 1 "
+    "--report_to none --use_cpu --disable_tqdm true"
+).split()
+
+
+def run(*command, directory, timeout=300):
+    """Run Python on what a user types; return what it printed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert result.returncode == 0, result.stderr[-4_000:]
+    return result.stdout
+
+
+def run_script(name, *arguments, directory, timeout=300):
+    return run(EXAMPLES / name, *arguments, directory=directory, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory, processor):
+    """A directory with a teacher and a folder of recordings; the teacher agrees with all transcripts but one."""
+    folder = tmp_path_factory.mktemp("workshop")
+    teacher = tiny_whisper(max_target_positions=32)
+    teacher.save_pretrained(folder / "teacher")
+    save_processor(processor, folder / "teacher")
+    clips = [tone(1 + index / 4, 200 + 60 * index) for index in range(6)]
+    texts = [label.text for label in Transcriber(teacher, processor, language="en", return_timestamps=True)(clips)]
+    texts[5] = "something else altogether"
+    (folder / "my recordings").mkdir()
+    with (folder / "my recordings" / "metadata.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["file_name", "text", "speaker"])
+        for index, (clip, text) in enumerate(zip(clips, texts, strict=True)):
+            (folder / "my recordings" / f"clip {index}.wav").write_bytes(encoded(clip))
+            table.writerow([f"clip {index}.wav", text, "ab"[index // 3]])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chain(workshop):
+    """What each stage printed, one process after the other."""
+    label = "--model teacher --language en --output_dir labels --speaker_column speaker --dataset".split()
+    train = [*TRAINING, "--train", "kept", "--eval", "heard=my recordings", "kept=kept", "--output_dir", "distilled"]
+    compare = ["--data", "heard=my recordings", "kept=kept", "--latency_samples", "2", "--output", "results.json"]
+    stages = {
+        "create_student.py": "--teacher teacher --output_dir student".split(),
+        "pseudo_label.py": [*label, "my recordings"],
+        "filter_labels.py": "--dataset labels --output_dir kept".split(),
+        "train.py": train,
+        "evaluate_student.py": ["--model", "distilled", "--teacher", "teacher", *compare],
+    }
+    return {name: run_script(name, *arguments, directory=workshop) for name, arguments in stages.items()}
+
+
+def test_student_is_made_of_the_teachers_first_and_last_layer(chain, workshop):
+    student = WhisperForConditionalGeneration.from_pretrained(workshop / "student")
+    assert student.config.decoder_layers == 2
+    teachers = load_file(workshop / "teacher" / "model.safetensors")
+    for kept, layer in enumerate((0, 3)):
+        name = "model.decoder.layers.{}.fc1.weight"
+        torch.testing.assert_close(student.state_dict()[name.format(kept)], teachers[name.format(layer)])
+    assert "student: 0.9 M parameters" in chain["create_student.py"]
+
+
+def test_labels_are_saved_with_the_transcripts_and_prompts_of_the_same_speaker(chain, workshop):
+    labels = load_from_disk(str(workshop / "labels"))
+    assert list(labels["whisper_transcript"])[:5] == list(labels["text"])[:5]
+    assert [bool(prompt) for prompt in labels["whisper_prompt"]] == [False, True, True] * 2
+    assert chain["pseudo_label.py"].startswith("labelled 6 recordings")
+
+
+def test_the_filter_drops_the_label_that_disagrees(chain, workshop):
+    assert list(load_speech(workshop / "kept")["text"]) == list(load_speech(workshop / "labels")["text"])[:5]
+    report = json.loads((workshop / "kept" / "report.json").read_text())
+    assert (report["kept"]["samples"], report["reasons"]["wer"]["samples"]) == (5, 1)
+    assert "| dropped: wer | 1 |" in chain["filter_labels.py"]
+
+
+def test_training_changes_the_decoder_alone_and_reports_every_validation_set(chain, workshop):
+    before = load_file(workshop / "student" / "model.safetensors")
+    after = load_file(workshop / "distilled" / "model.safetensors")
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
+    metrics = json.loads((workshop / "distilled" / "eval_results.json").read_text())
+    mean = (metrics["eval_heard_wer"] + metrics["eval_kept_wer"]) / 2
+    assert metrics["eval_wer"] == pytest.approx(mean)
+    assert f"{metrics['eval_heard_wer']:.4f}" in chain["train.py"]
+    assert "***** train metrics *****" in chain["train.py"]
+
+
+def test_what_was_trained_is_a_plain_whisper_checkpoint(chain, workshop):
+    transcribe = pipeline("automatic-speech-recognition", model=str(workshop / "distilled"), device="cpu")
+    assert isinstance(transcribe(tone(1.0))["text"], str)
+
+
+def test_evaluation_prints_both_models_and_writes_the_students_results(chain, workshop):
+    lines = chain["evaluate_student.py"].splitlines()
+    assert sum(line.startswith(("| heard | 6 |", "| kept | 5 |")) for line in lines) == 4
+    assert sum(bool(re.match(r"\| (teacher|student) \| 1 \|", line)) for line in lines) == 2
+    assert set(json.loads((workshop / "results.json").read_text())["sets"]) == {"heard", "kept"}
+
+
+def call(name, *arguments, monkeypatch):
+    """Run a script in this process, which saves the seconds of importing torch again."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+@pytest.fixture
+def here(workshop, chain, monkeypatch):
+    monkeypatch.chdir(workshop)
+    return workshop
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_lists_every_argument_with_a_sentence(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(name, "--help", monkeypatch=monkeypatch)
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    ours = re.findall(r"^    (\w+): .* = field\((?:\n\s*)?(.*)", (EXAMPLES / name).read_text(), re.MULTILINE)
+    assert ours
+    assert {argument for argument, field in ours if f"--{argument}" not in text} == set()
+
+
+def test_a_flag_given_twice_adds_to_the_first(here, monkeypatch, capsys):
+    """argparse keeps the last of two: the first test set would be left out without a word."""
+    flags = ["--data", "heard=my recordings", "--data", "kept=kept"]
+    call("evaluate_student.py", "--model", "student", *flags, monkeypatch=monkeypatch)
+    printed = capsys.readouterr().out
+    assert "| heard | 6 |" in printed
+    assert "| kept | 5 |" in printed
+
+
+def test_validation_sets_given_one_by_one_are_all_evaluated(here, tmp_path, monkeypatch):
+    flags = ["--train", "kept", "--eval", "heard=my recordings", "--eval", "kept=kept", "--output_dir", str(tmp_path)]
+    call("train.py", *TRAINING, "--max_steps", "1", *flags, monkeypatch=monkeypatch)
+    metrics = json.loads((tmp_path / "eval_results.json").read_text())
+    assert {"eval_heard_wer", "eval_kept_wer", "eval_wer"} <= set(metrics)
+
+
+@pytest.mark.parametrize("preset", [["--preset", "reference"], ["--preset=reference"]])
+def test_preset_sets_what_no_flag_sets(here, tmp_path, monkeypatch, preset):
+    flags = ["--train", "kept", "--output_dir", str(tmp_path), *preset, "--temperature", "3.0"]
+    call("train.py", *TRAINING, *flags, monkeypatch=monkeypatch)
+    settings = torch.load(tmp_path / "training_args.bin", weights_only=False)  # written by this very test
+    assert (settings.kl_weight, settings.pl_weight, settings.temperature) == (1.0, 0.8, 3.0)
+
+
+def test_resuming_goes_on_from_the_last_checkpoint(here, tmp_path, monkeypatch):
+    for steps in ("2", "3"):
+        flags = ["--train", "kept", "--output_dir", str(tmp_path), "--max_steps", steps, "--resume"]
+        call("train.py", *TRAINING, *flags, monkeypatch=monkeypatch)
+    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "message"),
+    [
+        ("create_student.py --teacher teacher --output_dir x --decoder_layers 9", ValueError, "from 1 to 4, not 9"),
+        ("pseudo_label.py --model teacher --dataset ./nope --output_dir x", FileNotFoundError, "./nope does not exist"),
+        ("pseudo_label.py --model teacher --dataset kept --output_dir x --language klingon", ValueError, "klingon"),
+        ("pseudo_label.py --model teacher --dataset kept --output_dir x --id_column name", ValueError, "column 'name'"),
+        ("filter_labels.py --dataset teacher --output_dir x", FileNotFoundError, "teacher holds no saved data set"),
+        ("filter_labels.py --dataset labels --output_dir x --threshold 10", ValueError, "did you mean 0.1"),
+        ("filter_labels.py --dataset labels --output_dir x --text_column t", ValueError, "no column 't'"),
+        ("train.py --train labels --output_dir x --eval kept", SystemExit, "--eval takes name=source"),
+        ("train.py --train labels --output_dir x --preset best", SystemExit, "one of paper, reference, not 'best'"),
+        ("train.py --train labels --output_dir x --temperature 0", ValueError, "temperature must be positive"),
+        ("train.py --train labels:train --output_dir x --train_split dev", ValueError, "has no splits"),
+        ("evaluate_student.py --model student --data set=kept --text_column t", ValueError, "no column 't'"),
+        ("demo.py --filter maybe", SystemExit, "on or off, not 'maybe'"),
+    ],
+)
+def test_wrong_input_is_refused_with_a_reason(here, monkeypatch, command, error, message):
+    name, *arguments = command.replace("labels:train", "labels").split()
+    training = TRAINING if name == "train.py" else []
+    with pytest.raises(error, match=re.escape(message)):
+        call(name, *training, *arguments, monkeypatch=monkeypatch)
+    assert not Path("x").exists()
+
+
+def test_several_splits_are_refused_before_any_training(here, tmp_path, monkeypatch):
+    labels = load_from_disk("labels")
+    DatasetDict({"train": labels, "test": labels}).save_to_disk(tmp_path / "both")
+    for flags in (["--train", str(tmp_path / "both")], ["--train", "kept", "--eval", f"both={tmp_path / 'both'}"]):
+        with pytest.raises((ValueError, SystemExit), match="split"):
+            call("train.py", *TRAINING, *flags, "--output_dir", str(tmp_path / "out"), monkeypatch=monkeypatch)
+    assert not list(tmp_path.glob("out/checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_student(chain, workshop):
+    """Started by accelerate: with --cpu it would start only one process, hence --multi_gpu and --use_cpu."""
+    launch = (
+        "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+        "--dynamo_backend no --main_process_port 0"
+    ).split()
+    flags = [*TRAINING, "--train", "kept", "--eval", "kept=kept", "--output_dir", "together"]
+    printed = run(*launch, EXAMPLES / "train.py", *flags, directory=workshop, timeout=600)
+    assert printed.count("***** train metrics *****") == 1
+    state = json.loads((workshop / "together" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    # Two updates of 2 processes times 2 samples are 8 of the 5 samples' epochs.
+    assert state["epoch"] > 1
+    before = load_file(workshop / "student" / "model.safetensors")
+    after = load_file(workshop / "together" / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+DEMO_NEEDS = {
+    "espeakng_loader is not installed": importlib.util.find_spec("espeakng_loader"),
+    "matplotlib is not installed": importlib.util.find_spec("matplotlib"),
+    "the teacher's weights are not here": (TEACHER / "model.safetensors").exists(),
+}
+MISSING = [reason for reason, found in DEMO_NEEDS.items() if not found]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=", ".join(MISSING))
+def test_demo_runs_through_and_repeats_no_finished_stage(tmp_path):
+    flags = "--train_samples 24 --test_samples 4 --steps 4 --batch_size 4".split()
+    flags += ["--teacher", TEACHER, "--output_dir", tmp_path / "demo"]
+    first = run_script("demo.py", *flags, directory=tmp_path, timeout=1_800)
+    stages = ["corpus", "student", "labels", "kept", "distilled"]
+    assert re.findall(r"^== (\w+)", first, re.MULTILINE) == [*stages, "evaluation"]
+    made = {name: (tmp_path / "demo" / f"{name}.json").stat().st_mtime_ns for name in stages}
+    again = run_script("demo.py", *flags, directory=tmp_path, timeout=1_800)
+    assert re.findall(r"^== (\w+)", again, re.MULTILINE) == ["evaluation"]
+    assert made == {name: (tmp_path / "demo" / f"{name}.json").stat().st_mtime_ns for name in stages}
+    page = Path(re.search(r"Page with plots: (.*)", again)[1])
+    assert "<svg" in page.read_text()
+    other = run_script("demo.py", *flags, "--steps", "2", directory=tmp_path, timeout=1_800)
+    assert re.findall(r"^== (\w+)", other, re.MULTILINE) == ["distilled", "evaluation"]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("accelerate/*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configuration(path):
+    config = load_config_from_file(str(path))
+    kinds = {"one_gpu": "NO", "many_gpus": "MULTI_GPU", "several_machines": "MULTI_GPU", "fsdp2": "FSDP"}
+    assert config.distributed_type == kinds[path.stem]
+    assert config.num_processes % config.num_machines == 0
+    if path.stem == "fsdp2":
+        layers = config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")
+        names = {type(module).__name__ for module in tiny_whisper().modules()}
+        assert set(layers) <= names
