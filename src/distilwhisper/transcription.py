@@ -114,7 +114,7 @@ class Transcriber:
             self.language = "en"
         self.tokens.prefix(self.language or "en", task)  # refuses a wrong task now rather than after the encoder
         self.num_beams, self.batch_size, self.max_new_tokens = num_beams, batch_size, max_new_tokens
-        self._head: tuple[tuple[int, int] | None, Head] | None = None
+        self._head: tuple[tuple[int, int], Tensor, Head] | None = None
 
     @property
     def sampling_rate(self) -> int:
@@ -235,12 +235,15 @@ class Transcriber:
         ]
 
     def _output_head(self) -> Head:
-        # The transposed copy costs as much as ten tokens. The version of a tensor counts its changes in place.
+        # The transposed copy costs as much as ten tokens, so it is kept until the weights change. Changes in place
+        # raise a tensor's version, but not those of fused optimisers; they change every row.
         weight = self.model.proj_out.weight
-        state = None if weight.is_inference() else (weight.data_ptr(), weight._version)
-        if self._head is None or state is None or self._head[0] != state:
-            self._head = state, output_head(self.model)
-        return self._head[1]
+        if weight.is_inference():
+            return output_head(self.model)
+        version, rows = (weight.data_ptr(), weight._version), weight.detach()[::997].clone()
+        if self._head is None or self._head[0] != version or not torch.equal(self._head[1], rows):
+            self._head = version, rows, output_head(self.model)
+        return self._head[2]
 
     def _transcript(self, generated: GeneratedTokens, row: int, language: str, duration_s: float) -> Transcript:
         ids = self.tokens.text_and_timestamps(generated.ids[row])
