@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from distilwhisper.arguments import PRESETS, DistillationTrainingArguments
     from distilwhisper.audio import AudioError, load_audio
     from distilwhisper.benchmarks import LatencyComparison, LatencyResult, compare_latency, measure_latency
+    from distilwhisper.checkpoints import last_checkpoint
     from distilwhisper.collator import DataCollatorForDistillation
     from distilwhisper.evaluation import EvaluationResult, evaluate
     from distilwhisper.filtering import FilterReport, WERFilter
@@ -45,6 +46,7 @@ _MODULES = {
     "create_student": "student",
     "distillation_loss": "losses",
     "evaluate": "evaluation",
+    "last_checkpoint": "checkpoints",
     "get_normalizer": "normalizers",
     "load_audio": "audio",
     "load_speech": "loading",
@@ -75,6 +77,7 @@ __all__ = [
     "distillation_loss",
     "evaluate",
     "get_normalizer",
+    "last_checkpoint",
     "load_audio",
     "load_speech",
     "measure_latency",
