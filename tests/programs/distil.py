@@ -32,6 +32,8 @@ def main() -> None:
     if trainer.is_world_process_zero():
         result = {"log": trainer.state.log_history, "metrics": metrics}
         (Path(args.output_dir) / "result.json").write_text(json.dumps(result))
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
