@@ -132,6 +132,20 @@ def test_each_term_is_logged_and_they_add_up(tiny_teacher, data, processor, tmp_
         assert entry["loss"] == pytest.approx(total, rel=1e-5)
 
 
+def test_divergence_of_the_arguments_is_the_one_that_is_minimised(tiny_teacher, data, processor, tmp_path):
+    losses = {}
+    for divergence in ("forward_kl", "jsd"):
+        trainer = trainer_for(tiny_teacher, data, processor, tmp_path, divergence=divergence, max_steps=1)
+        trainer.train()
+        losses[divergence] = trainer.state.log_history[0]["kl_loss"]
+    assert 0 < losses["jsd"] < losses["forward_kl"] / 2
+
+
+def test_processing_class_that_is_no_processor_is_refused(tiny_teacher, data, processor, tmp_path):
+    with pytest.raises(ValueError, match=r"must be a WhisperProcessor.*not a WhisperFeatureExtractor"):
+        trainer_for(tiny_teacher, data, processor.feature_extractor, tmp_path)
+
+
 def test_plain_fine_tuning_needs_no_teacher(tiny_teacher, data, processor, tmp_path):
     trainer = DistillationTrainer(
         model=create_student(tiny_teacher),

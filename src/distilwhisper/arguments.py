@@ -56,6 +56,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         kl_weight: Weight of KL(teacher, student). At 0 no teacher is needed.
         pl_weight: Weight of the cross-entropy on the pseudo-labels.
         mse_weight: Weight of the squared difference of mapped decoder hidden states (paper eq. 10, 11).
+        divergence: ``forward_kl`` as in the paper, ``reverse_kl``, ``jsd`` or ``skew_kl``.
+        mixture: Share of the teacher in the mixture that ``jsd`` and ``skew_kl`` compare with.
         freeze_encoder: Keep the encoder as it is and run it without gradients. Off, it is trained, unless parts of it
             were frozen by hand.
         timestamp_probability: Share of the samples with timestamps that keep them, drawn anew each epoch.
@@ -84,6 +86,11 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     kl_weight: float = field(default=0.8, metadata={"help": "Weight of KL(teacher, student); 0 needs no teacher."})
     pl_weight: float = field(default=1.0, metadata={"help": "Weight of the pseudo-label cross-entropy."})
     mse_weight: float = field(default=0.0, metadata={"help": "Weight of the MSE of mapped decoder hidden states."})
+    divergence: str = field(
+        default="forward_kl",
+        metadata={"help": "What the KL term measures.", "choices": ["forward_kl", "reverse_kl", "jsd", "skew_kl"]},
+    )
+    mixture: float = field(default=0.5, metadata={"help": "Share of the teacher in the mixture of jsd and skew_kl."})
     freeze_encoder: bool = field(default=True, metadata={"help": "Do not train the encoder."})
     timestamp_probability: float = field(default=0.5, metadata={"help": "Share of samples that keep timestamps."})
     condition_on_prev_probability: float = field(

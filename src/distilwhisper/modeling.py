@@ -43,13 +43,15 @@ class StepOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights and temperature of the objective (paper eq. 12), and the loss's chunk size."""
+    """Weights, temperature and divergence of the objective (paper eq. 12), and the chunk size of its computation."""
 
     temperature: float = 2.0
     kl_weight: float = 0.8
     pl_weight: float = 1.0
     mse_weight: float = 0.0
-    chunk_size: int | None = None
+    divergence: str = "forward_kl"
+    mixture: float = 0.5
+    loss_chunk_size: int | None = None
 
     @property
     def needs_teacher(self) -> bool:
@@ -174,7 +176,9 @@ class DistillationStep:
             kl_weight=self.objective.kl_weight,
             pl_weight=self.objective.pl_weight,
             num_items=num_items,
-            chunk_size=self.objective.chunk_size,
+            divergence=self.objective.divergence,
+            mixture=self.objective.mixture,
+            chunk_size=self.objective.loss_chunk_size,
         )
         mse = torch.zeros_like(kl)
         if self.matched_layers:

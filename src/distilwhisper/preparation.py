@@ -73,6 +73,11 @@ def default_collator(
     Raises:
         ValueError: If the tokenizer has ids that the model does not know.
     """
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "feature_extractor"):
+        raise ValueError(
+            f"processing_class must be a WhisperProcessor, which has a tokenizer and a feature extractor, not a "
+            f"{type(processor).__name__}; or pass a data_collator"
+        )
     config, extractor = model.config, processor.feature_extractor
     if len(processor.tokenizer) > config.vocab_size:
         raise ValueError(

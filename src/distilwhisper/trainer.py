@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from distilwhisper.scoring import WordErrorScorer
 from distilwhisper.student import save_processor
 
 TERMS = ("kl", "pl", "mse")
+OBJECTIVE = [field.name for field in fields(Objective)]
 
 
 class DistillationTrainer(Seq2SeqTrainer):
@@ -90,13 +92,14 @@ class DistillationTrainer(Seq2SeqTrainer):
         processing_class = (
             processing_class or getattr(data_collator, "processor", None) or find_processor(model, teacher_model)
         )
-        objective = Objective(args.temperature, args.kl_weight, args.pl_weight, args.mse_weight, args.loss_chunk_size)
+        objective = Objective(**{name: getattr(args, name) for name in OBJECTIVE})
         # Before the teacher changes its dtype: rounding would hide a difference between the encoders.
         self._step = DistillationStep(model, teacher_model, objective)
         accept_steps(model)
         data_collator = data_collator or default_collator(processing_class, model, args, train_dataset)
         language = args.language or getattr(data_collator, "language", None) or "en"
-        self._scorer = WordErrorScorer(processing_class.tokenizer, get_normalizer(language))
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self._scorer = WordErrorScorer(tokenizer, get_normalizer(language))
         self._counts_words = compute_metrics is None and args.predict_with_generate
         super().__init__(
             model=model,
