@@ -15,9 +15,10 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 MODULES = [name for name in FILES if name != "__init__"]
 
 FLOORS = [
-    "audio divergences grammar normalizers pages plots student tables tokens arguments".split(),
-    "collator generation loading losses metrics reports synthesis".split(),
-    "filtering modeling samples transcription".split(),
+    "audio divergences grammar normalizers pages plots shards student tables tokens arguments".split(),
+    "cache collator generation loading losses metrics reports synthesis".split(),
+    "cached_inputs filtering modeling samples transcription".split(),
+    ["caching"],
     "benchmarks evaluation pseudo_labels trainer".split(),
 ]
 """A module imports only from floors below its own."""

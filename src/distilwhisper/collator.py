@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ from distilwhisper.tokens import WhisperTokens
 logger = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
+
+CachedInputs = Callable[[Sequence["Sample"], Sequence[tuple[list[int], int]], int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ class DataCollatorForDistillation:
             default, as in Transformers' own fine-tuning; labels with token ids keep theirs in any case.
         pad_to_multiple_of: Round the length of the label rows up.
         seed: Seed of the random draws.
+
+    Attributes:
+        cached_inputs: Reads what the models would make of the recordings of training samples, instead of the
+            recordings; see ``caching.CachedInputs``.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class DataCollatorForDistillation:
         self.leading_space = leading_space
         self.pad_to_multiple_of = pad_to_multiple_of
         self.seed = seed
+        self.cached_inputs: CachedInputs | None = None
 
     def __call__(self, samples: Sequence[Sample | Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the batch.
@@ -134,9 +141,10 @@ class DataCollatorForDistillation:
             samples: Rows, or ``Sample`` objects, which carry epoch and index along.
 
         Returns:
-            ``input_features`` ``[batch, mels, frames]``, ``decoder_input_ids`` ``[batch, tokens]`` and ``labels``
-            ``[batch, tokens]`` (padded with -100); for evaluation also ``prefix_ids`` ``[batch, prefix]``, from which
-            to generate, and ``reference_ids`` ``[batch, text]``, the untruncated reference (padded with -100).
+            ``input_features`` ``[batch, mels, frames]`` (or what ``cached_inputs`` gives), ``decoder_input_ids``
+            ``[batch, tokens]`` and ``labels`` ``[batch, tokens]`` (padded with -100); for evaluation also
+            ``prefix_ids`` ``[batch, prefix]``, from which to generate, and ``reference_ids`` ``[batch, text]``, the
+            untruncated reference (padded with -100).
 
         Raises:
             ValueError: If a recording or a label cannot be used; the message names the sample.
@@ -147,8 +155,10 @@ class DataCollatorForDistillation:
         sequences = [self.sequence(sample) for sample in wrapped]
         length = max(len(ids) for ids, _ in sequences) - 1
         length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        cached = None if wrapped[0].evaluation else self.cached_inputs
+        inputs = cached(wrapped, sequences, length) if cached else {"input_features": self._features(wrapped)}
         batch = {
-            "input_features": self._features(wrapped),
+            **inputs,
             "decoder_input_ids": _pad([ids[:-1] for ids, _ in sequences], self.tokens.end_of_text, length),
             "labels": _pad([_labels(ids, prompt) for ids, prompt in sequences], IGNORE_INDEX, length),
         }
