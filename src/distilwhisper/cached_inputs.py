@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from distilwhisper.arguments import DistillationTrainingArguments
 from distilwhisper.audio import audio_digest
 from distilwhisper.cache import CacheKey, StateCache, StateCacheError
 from distilwhisper.collator import DataCollatorForDistillation, Sample
@@ -57,6 +59,36 @@ class CachedInputs:
         return batch
 
 
+def use_state_cache(
+    args: DistillationTrainingArguments,
+    student: Any,
+    teacher: Any | None,
+    collator: Any,
+    samples: Iterable[Sample] | None,
+) -> bool:
+    """Have a collator read from ``args.state_cache``, if that is wanted, and return whether it does.
+
+    Args:
+        args: Of the training.
+        student: The student, on its device.
+        teacher: The teacher; None if no term needs it.
+        collator: The ``DataCollatorForDistillation`` of the training.
+        samples: The training samples, of which ``state_cache_mode="auto"`` measures some; None if nothing is trained.
+
+    Raises:
+        StateCacheError: If the training needs what a cache does not have, or the cache is another's.
+    """
+    if args.state_cache is None or samples is None:  # no cache, or no training
+        return False
+    inputs = inputs_from_cache(args.state_cache, student, teacher, collator, mse_weight=args.mse_weight)
+    if args.state_cache_mode == "auto":
+        some = islice(samples, 2 * args.per_device_train_batch_size)
+        if not cache_pays(inputs, student, collator, some):
+            return False
+    collator.cached_inputs = inputs
+    return True
+
+
 def inputs_from_cache(
     cache_dir: str | Path, student: Any, teacher: Any | None, collator: Any, *, mse_weight: float = 0.0
 ) -> CachedInputs:
@@ -94,7 +126,9 @@ def inputs_from_cache(
     return CachedInputs(cache, collator.audio_column, teacher=teacher is not None)
 
 
-def cache_pays(inputs: CachedInputs, student: Any, collator: DataCollatorForDistillation, samples: Any) -> bool:
+def cache_pays(
+    inputs: CachedInputs, student: Any, collator: DataCollatorForDistillation, samples: Iterable[Sample]
+) -> bool:
     """Measure whether states are read faster than the encoder computes them, and log the verdict.
 
     Args:

@@ -95,7 +95,9 @@ class ShardReader:
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         rows = [_whole_rows(path) for path in sorted(self.directory.glob("*.index"))]
-        self._rows = np.sort(np.concatenate([np.empty(0, _ROW), *rows]), order="key", kind="stable")
+        joined = np.concatenate([np.empty(0, _ROW), *rows])
+        self._rows = joined[np.argsort(joined["key"], kind="stable")]
+        self._keys = np.ascontiguousarray(self._rows["key"])  # searched at every read, where a column would be copied
         self._maps: dict[int, npt.NDArray[np.uint8]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,10 +134,9 @@ class ShardReader:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _find(self, key: bytes) -> Any:
-        position = int(np.searchsorted(self._rows["key"], np.bytes_(key)))
-        if position < len(self._rows) and self._rows["key"][position] == np.bytes_(key).rstrip(b"\0"):
-            return self._rows[position]
-        return None
+        position = int(np.searchsorted(self._keys, np.bytes_(key)))
+        found = position < len(self._keys) and self._keys[position] == key.rstrip(b"\0")  # as NumPy strips its own
+        return self._rows[position] if found else None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from transformers import (
 )
 
 from distilwhisper.arguments import DistillationTrainingArguments
-from distilwhisper.cached_inputs import cache_pays, inputs_from_cache
+from distilwhisper.cached_inputs import use_state_cache
 from distilwhisper.collator import IGNORE_INDEX, DataCollatorForDistillation
 from distilwhisper.generation import generate_tokens
 from distilwhisper.metrics import ErrorCounts, count_normalized_errors, count_word_errors
@@ -112,7 +111,7 @@ class DistillationTrainer(Seq2SeqTrainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True  # have the label tokens of the update counted
-        cached = self._read_cache() if args.state_cache else False
+        cached = use_state_cache(args, self.model, self._step.teacher, data_collator, self.train_dataset)
         if self._step.teacher is not None:
             dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             place_teacher(self._step.teacher, args.device, dtype, head_only=cached)
@@ -120,16 +119,6 @@ class DistillationTrainer(Seq2SeqTrainer):
         self._term_sums: Tensor | None = None
         self._terms_logged_at = 0
         self.add_callback(_EpochAnnouncer(self.train_dataset))
-
-    def _read_cache(self) -> bool:
-        args, collator, teacher = self.args, self.data_collator, self._step.teacher
-        inputs = inputs_from_cache(args.state_cache, self.model, teacher, collator, mse_weight=args.mse_weight)
-        if args.state_cache_mode == "auto":
-            samples = islice(iter(self.train_dataset), 2 * args.per_device_train_batch_size)
-            if not cache_pays(inputs, self.model, collator, samples):
-                return False
-        collator.cached_inputs = inputs
-        return True
 
     @property
     def teacher_model(self) -> Any:
