@@ -1,7 +1,7 @@
 """The published recipe, written plainly: the baseline that every ratio is against.
 
-Labels padded to 448 tokens, full logits of student and teacher, softmaxes of all of them, means per batch, the frozen encoder
-run once for both where the recipe does so.
+Labels padded to 448 tokens, full logits of student and teacher, softmaxes of all of them, means per batch, the frozen
+encoder run once for both where the recipe does so.
 """
 
 import torch

@@ -15,7 +15,7 @@ from distilwhisper import create_student, save_processor
 class Arguments:
     teacher: str = field(metadata={"help": "Hub id or local path of a Whisper checkpoint."})
     output_dir: str = field(metadata={"help": "Where the student and its processor are saved."})
-    decoder_layers: int = field(default=2, metadata={"help": "Decoder layers to keep, maximally spaced."})
+    decoder_layers: int | None = field(default=None, metadata={"help": "Decoder layers to keep; default: 2."})
     encoder_layers: int | None = field(default=None, metadata={"help": "Encoder layers to keep; default: all."})
     decoder_layer_indices: list[int] | None = field(
         default=None, metadata={"help": "Explicit 0-based layers instead; negative ones count from the end."}
@@ -27,7 +27,7 @@ def main() -> None:
     explicit = args.decoder_layer_indices
     student = create_student(
         args.teacher,
-        len(explicit) if explicit else args.decoder_layers,
+        args.decoder_layers if args.decoder_layers is not None else len(explicit or range(2)),
         args.encoder_layers,
         decoder_layer_indices=explicit,
     )

@@ -23,7 +23,6 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict, load_from_disk
 from transformers import HfArgumentParser, ProgressCallback, WhisperForConditionalGeneration, WhisperProcessor
-from transformers.trainer_utils import get_last_checkpoint
 
 from distilwhisper import (
     DistillationTrainer,
@@ -35,6 +34,7 @@ from distilwhisper import (
     compare_latency,
     create_student,
     evaluate,
+    last_checkpoint,
     save_processor,
 )
 from distilwhisper.reports import DistillationReport, ModelResult
@@ -126,7 +126,7 @@ def train(args: Arguments, student: Path, labels: Path, validation: Dataset, fol
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Bar)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.save_model()
     trainer.save_state()
 
@@ -193,6 +193,8 @@ def main() -> None:
     def keep(folder: Path) -> None:
         kept = wer_filter.filter(load_from_disk(str(labels_dir)))
         print(wer_filter.report)
+        if not len(kept):
+            raise SystemExit("The filter keeps nothing: the teacher does not understand this speech. Try FILTER=off.")
         (load_from_disk(str(labels_dir)) if args.filter == "off" else kept).save_to_disk(folder)
         (folder / "filter.json").write_text(wer_filter.report.to_json())
 

@@ -4,6 +4,7 @@ python examples/evaluate_student.py --model distilled --teacher openai/whisper-l
         --data vox=voxpopuli:test --language de --output evaluation.json
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from distilwhisper import Transcriber, compare_latency, evaluate, load_speech
 @dataclass
 class Arguments:
     model: str = field(metadata={"help": "The student: Hub id or path."})
-    data: list[str] = field(metadata={"help": "Test sets as name=source or name=source:split; repeat or list."})
+    data: list[str] = field(
+        metadata={"help": "Test sets as name=source or name=source:split; repeat or list.", "action": "extend"}
+    )
     teacher: str | None = field(default=None, metadata={"help": "Hub id or path, to compare with."})
     language: str = field(default="en", metadata={"help": "Language of the recordings."})
     text_column: str = field(default="text", metadata={"help": "Column of the reference transcripts."})
@@ -34,15 +37,19 @@ def main() -> None:
     settings = {"language": args.language, "batch_size": args.batch_size}
     student = Transcriber(args.model, **settings)
     result = evaluate(student, sets, language=args.language, text_column=args.text_column)
-    print(result)
-    if args.output:
-        Path(args.output).write_text(result.to_json())
+    print(f"{args.model}\n{result}")
+    output = {"student": result.to_dict()}
     if args.teacher:
         teacher = Transcriber(args.teacher, **settings)
-        print(evaluate(teacher, sets, language=args.language, text_column=args.text_column))
+        reference = evaluate(teacher, sets, language=args.language, text_column=args.text_column)
+        print(f"\n{args.teacher}\n{reference}\n")
         first = next(iter(sets.values()))
         audio = first.select(range(min(args.latency_samples, len(first))))["audio"]
-        print(compare_latency(student, teacher, audio))
+        latency = compare_latency(student, teacher, audio)
+        print(latency)
+        output |= {"teacher": reference.to_dict(), "latency": latency.to_dict()}
+    if args.output:
+        Path(args.output).write_text(json.dumps(output, indent=2))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main() -> None:
     kept = wer_filter.filter(load_speech(args.dataset), reference_column=args.text_column)
     kept.save_to_disk(args.output_dir)
     (Path(args.output_dir) / "report.json").write_text(wer_filter.report.to_json())
-    print(wer_filter.report)
+    print(f"{wer_filter.report}\nsaved in {args.output_dir}")
 
 
 if __name__ == "__main__":

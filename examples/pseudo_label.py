@@ -26,7 +26,7 @@ class Arguments:
     return_timestamps: bool = field(default=True, metadata={"help": "Label with timestamps."})
     num_beams: int = field(default=1, metadata={"help": "1 is greedy."})
     batch_size: int = field(default=16, metadata={"help": "Recordings at a time."})
-    dtype: str = field(default="float32", metadata={"help": "float32, bfloat16 or float16."})
+    dtype: str = field(default="float32", metadata={"choices": ["float32", "bfloat16", "float16"]})
     audio_column: str = field(default="audio", metadata={"help": "Column of the recordings."})
     text_column: str = field(
         default="text", metadata={"help": "Column of the reference transcripts, if there are any."}
@@ -57,7 +57,7 @@ def main() -> None:
         id_column=args.id_column,
         speaker_column=args.speaker_column,
     )
-    print(labeler.report)
+    print(f"{labeler.report}\nsaved in {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -2,22 +2,20 @@
 
     accelerate launch examples/train.py --student student --teacher openai/whisper-large-v3 --train kept \
         --eval cv=validation_cv --eval vox=validation_vox --preset paper --output_dir distilled
-    accelerate launch --num_processes 2 --cpu examples/train.py --student outputs/student --teacher examples/teacher \
-        --train outputs/kept --max_steps 20 --per_device_train_batch_size 4 --output_dir outputs/distilled   # a minute
+    accelerate launch --multi_gpu --num_processes 2 examples/train.py --use_cpu --student outputs/student \
+        --teacher examples/teacher --train outputs/kept --max_steps 20 --output_dir outputs/distilled   # two cores
 
 Every argument of DistillationTrainingArguments (and of Transformers' Seq2SeqTrainingArguments) is a flag; a preset sets
 defaults that flags override. Run it again with --resume to go on from the last checkpoint. Accelerate configurations
 for one GPU, many GPUs, several machines and FSDP2 lie in examples/accelerate/ (accelerate launch --config_file ...).
 """
 
-import sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor
-from transformers.trainer_utils import get_last_checkpoint
 
-from distilwhisper import PRESETS, DistillationTrainer, DistillationTrainingArguments, load_speech
+from distilwhisper import PRESETS, DistillationTrainer, DistillationTrainingArguments, last_checkpoint, load_speech
 
 
 @dataclass
@@ -27,7 +25,8 @@ class Arguments:
     teacher: str | None = field(default=None, metadata={"help": "Hub id or path; not needed with --kl_weight 0."})
     train_split: str | None = field(default=None, metadata={"help": "Split of the training data, if it has several."})
     eval: list[str] = field(
-        default_factory=list, metadata={"help": "Validation sets as name=source or name=source:split; repeat or list."}
+        default_factory=list,
+        metadata={"help": "Validation sets as name=source or name=source:split; repeat or list.", "action": "extend"},
     )
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint in output_dir, if any."})
     preset: str | None = field(default=None, metadata={"help": f"One of {', '.join(PRESETS)}."})
@@ -46,8 +45,9 @@ def evaluation_sets(entries: list[str]) -> dict:
 
 def main() -> None:
     parser = HfArgumentParser((Arguments, DistillationTrainingArguments))
-    if "--preset" in sys.argv:
-        name = sys.argv[sys.argv.index("--preset") + 1]
+    early = ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset")
+    if name := early.parse_known_args()[0].preset:
         if name not in PRESETS:
             raise SystemExit(f"--preset must be one of {', '.join(PRESETS)}, not {name!r}")
         parser.set_defaults(**PRESETS[name])
@@ -60,11 +60,7 @@ def main() -> None:
         eval_dataset=evaluation_sets(args.eval) or None,
         processing_class=WhisperProcessor.from_pretrained(args.student),
     )
-    last = (
-        get_last_checkpoint(training_args.output_dir)
-        if args.resume and Path(training_args.output_dir).is_dir()
-        else None
-    )
+    last = last_checkpoint(training_args.output_dir) if args.resume else None
     result = trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
@@ -74,6 +70,9 @@ def main() -> None:
         trainer.save_metrics("eval", metrics)
     if training_args.push_to_hub:
         trainer.push_to_hub()
+    # A process that leaves while others still talk to it makes them abort.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -207,23 +207,34 @@ def test_second_pass_adds_only_what_is_missing(tiny_teacher, labelled_dataset, p
     calls = []
     tiny_teacher.model.encoder.register_forward_hook(lambda *call: calls.append(len(call[2].last_hidden_state)))
     relabelled = labelled_dataset.map(
-        lambda row: {"whisper_tokens": row["whisper_tokens"][:3] if row["id"] == "clip-0" else row["whisper_tokens"]}
+        lambda row: {"whisper_transcript": " The captain." if row["id"] == "clip-0" else row["whisper_transcript"]}
     )
     second = cache_states(tiny_teacher, processor, relabelled, tmp_path, language="en", num_workers=2)
     assert (first.encoder_states, first.teacher_states) == (2, 6)
-    assert (second.encoder_states, second.teacher_states, second.samples) == (2, 3 + 2, 4)
+    assert (second.encoder_states, second.teacher_states, second.samples) == (2, 3 + 1, 4)
     assert sum(calls) == 2  # the encoder states of the relabelled sample are read
     third = cache_states(tiny_teacher, processor, relabelled, tmp_path, language="en")
     assert (third.encoder_states, third.teacher_states, third.nbytes) == (0, 0, 0)
 
 
-def test_samples_that_cannot_be_used_are_counted_by_reason(tiny_teacher, labelled_dataset, processor, tmp_path):
+def test_samples_that_cannot_be_used_are_counted_and_left_out_of_the_training(
+    tiny_teacher, labelled_dataset, processor, tmp_path, caplog
+):
+    """As online: one broken file does not end a training."""
     rows = list(labelled_dataset)
     rows[0] = rows[0] | {"audio": {"bytes": b"no recording", "path": None}}
-    rows[1] = rows[1] | {"whisper_tokens": [100] * 500}
-    report = cache_states(tiny_teacher, processor, rows, tmp_path, language="en")
-    assert (report.samples, report.encoder_states) == (2, 2)
-    assert report.left_out == {"unreadable": 1, "label too long": 1}
+    rows[1] = rows[1] | {"whisper_tokens": None, "whisper_transcript": "word " * 500}
+    for reason, written in (("unreadable", 2), ("unusable", 0)):
+        report = cache_states(tiny_teacher, processor, rows, tmp_path / "cache", language="en")
+        assert (report.samples, report.encoder_states) == (2, written)
+        assert report.left_out == {reason: 1, "label too long": 1}
+    settings = {"per_device_train_batch_size": 4, "max_steps": 1}
+    losses = [
+        first_loss(trainer_for(tiny_teacher, rows, processor, tmp_path, **settings, **cache))
+        for cache in ({}, {"state_cache": str(tmp_path / "cache")})
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert "sample 'clip-0': the recording could not be used when the cache was filled; it is left out" in caplog.text
 
 
 def test_labelling_fills_the_cache_for_the_training(processor, tmp_path):
@@ -285,7 +296,7 @@ def test_other_recording_under_the_same_name_is_refused(tiny_teacher, labelled_d
 def test_other_decoder_inputs_and_new_samples_are_refused(
     tiny_teacher, labelled_dataset, processor, cache_dir, tmp_path
 ):
-    rows = [row | {"whisper_tokens": row["whisper_tokens"][:-2]} for row in labelled_dataset]
+    rows = [row | {"whisper_transcript": "Other words."} for row in labelled_dataset]
     trainer = trainer_for(tiny_teacher, rows, processor, tmp_path, state_cache=str(cache_dir))
     with pytest.raises(StateCacheError, match=r"sample 'clip-\d' has no teacher states for these \d+ decoder inputs"):
         trainer.train()
@@ -358,9 +369,9 @@ def test_cached_step_runs_neither_encoder_nor_teacher_and_hears_no_audio(
     parts = [trainer.model.model.encoder, tiny_teacher.model.encoder, tiny_teacher.model.decoder]
     for part in parts:
         part.register_forward_hook(lambda module, *_: calls.append(module))
-    extract = trainer.data_collator._features
+    load = trainer.data_collator._load
     heard = []
-    trainer.data_collator._features = lambda samples: heard.append(samples) or extract(samples)
+    trainer.data_collator._load = lambda samples: heard.append(samples) or load(samples)
     trainer.train()
     assert (calls, heard) == ([], [])
     metrics = trainer.evaluate()  # evaluation sets are not cached: they are heard
@@ -408,15 +419,14 @@ def test_auto_measures_disk_against_encoder_and_says_what_it_chose(
     labelled_dataset, processor, cache_dir, caplog, wait_s
 ):
     class Waiting(CachedInputs):
-        def __call__(self, *batch):
+        def load(self, samples):
             time.sleep(wait_s)
-            return super().__call__(*batch)
+            return super().load(samples)
 
     caplog.set_level("INFO", "distilwhisper")
     slow = tiny_whisper(encoder_layers=40)
-    collator = DataCollatorForDistillation(processor, language="en")
     samples = [Sample(row) for row in labelled_dataset]
-    pays = cache_pays(Waiting(StateCache(cache_dir), "audio"), slow, collator, samples)
+    pays = cache_pays(Waiting(StateCache(cache_dir), "audio"), slow, samples)
     assert pays is (wait_s == 0)
     assert ("the cache is used" if pays else "the cache does not pay") in caplog.text
 

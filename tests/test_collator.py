@@ -155,6 +155,15 @@ def test_published_label_brings_its_language_task_and_timestamps(processor, toke
     assert ids == [*tokens.prefix("de", "translate", timestamps=True), stamps[0], *words, stamps[1], tokens.end_of_text]
 
 
+@pytest.mark.parametrize("settings", [{}, {"transcript_column": "corrected"}])
+def test_edited_transcript_goes_before_the_token_ids_of_the_teacher(processor, tokens, settings):
+    row = row_of(processor, whisper_transcript="Two boys ran home.", corrected="Two boys came home.")
+    if not settings:
+        row |= {"whisper_transcript": "Two boys came home."}
+    words = processor.tokenizer("Two boys came home.", add_special_tokens=False).input_ids
+    assert collator(processor, **settings).label(Sample(row)).ids == words
+
+
 def test_clean_text_is_tokenised_and_gets_the_whole_prefix(processor, tokens):
     """Guards P1: labels without their prefix went into training as if they had one."""
     row = {"audio": {"bytes": encoded(tone()), "path": None}, "whisper_transcript": SENTENCES[0]}

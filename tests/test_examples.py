@@ -1,7 +1,6 @@
 """The example scripts as a user runs them, on a tiny random teacher and a handful of recordings."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -124,11 +123,13 @@ def test_what_was_trained_is_a_plain_whisper_checkpoint(chain, workshop):
     assert isinstance(transcribe(tone(1.0))["text"], str)
 
 
-def test_evaluation_prints_both_models_and_writes_the_students_results(chain, workshop):
+def test_evaluation_prints_and_writes_both_models_and_their_speed(chain, workshop):
     lines = chain["evaluate_student.py"].splitlines()
     assert sum(line.startswith(("| heard | 6 |", "| kept | 5 |")) for line in lines) == 4
     assert sum(bool(re.match(r"\| (teacher|student) \| 1 \|", line)) for line in lines) == 2
-    assert set(json.loads((workshop / "results.json").read_text())["sets"]) == {"heard", "kept"}
+    results = json.loads((workshop / "results.json").read_text())
+    assert set(results["student"]["sets"]) == set(results["teacher"]["sets"]) == {"heard", "kept"}
+    assert results["latency"]["relative_latency"] > 0
 
 
 def call(name, *arguments, monkeypatch):
@@ -232,38 +233,32 @@ def test_two_processes_train_one_student(chain, workshop):
     printed = run(*launch, EXAMPLES / "train.py", *flags, directory=workshop, timeout=600)
     assert printed.count("***** train metrics *****") == 1
     state = json.loads((workshop / "together" / "checkpoint-2" / "trainer_state.json").read_text())
-    assert state["global_step"] == 2
-    # Two updates of 2 processes times 2 samples are 8 of the 5 samples' epochs.
-    assert state["epoch"] > 1
+    # 5 samples in batches of 2 are 3 updates an epoch for one process, 2 for two processes.
+    assert (state["global_step"], state["epoch"]) == (2, 1.0)
     before = load_file(workshop / "student" / "model.safetensors")
     after = load_file(workshop / "together" / "model.safetensors")
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-DEMO_NEEDS = {
-    "espeakng_loader is not installed": importlib.util.find_spec("espeakng_loader"),
-    "matplotlib is not installed": importlib.util.find_spec("matplotlib"),
-    "the teacher's weights are not here": (TEACHER / "model.safetensors").exists(),
-}
-MISSING = [reason for reason, found in DEMO_NEEDS.items() if not found]
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(bool(MISSING), reason=", ".join(MISSING))
-def test_demo_runs_through_and_repeats_no_finished_stage(tmp_path):
+def test_demo_runs_through_and_repeats_no_finished_stage(workshop, tmp_path):
+    pytest.importorskip("espeakng_loader")
+    pytest.importorskip("matplotlib")
+    # A random teacher agrees with no transcript: without the trained one there is nothing to filter.
+    trained = (TEACHER / "model.safetensors").exists()
     flags = "--train_samples 24 --test_samples 4 --steps 4 --batch_size 4".split()
-    flags += ["--teacher", TEACHER, "--output_dir", tmp_path / "demo"]
-    first = run_script("demo.py", *flags, directory=tmp_path, timeout=1_800)
-    stages = ["corpus", "student", "labels", "kept", "distilled"]
-    assert re.findall(r"^== (\w+)", first, re.MULTILINE) == [*stages, "evaluation"]
-    made = {name: (tmp_path / "demo" / f"{name}.json").stat().st_mtime_ns for name in stages}
-    again = run_script("demo.py", *flags, directory=tmp_path, timeout=1_800)
-    assert re.findall(r"^== (\w+)", again, re.MULTILINE) == ["evaluation"]
-    assert made == {name: (tmp_path / "demo" / f"{name}.json").stat().st_mtime_ns for name in stages}
-    page = Path(re.search(r"Page with plots: (.*)", again)[1])
-    assert "<svg" in page.read_text()
-    other = run_script("demo.py", *flags, "--steps", "2", directory=tmp_path, timeout=1_800)
-    assert re.findall(r"^== (\w+)", other, re.MULTILINE) == ["distilled", "evaluation"]
+    flags += ["--output_dir", tmp_path / "demo", "--filter", "on" if trained else "off"]
+    flags += ["--teacher", TEACHER if trained else workshop / "teacher"]
+
+    def stages_of(*changes):
+        printed = run_script("demo.py", *flags, *changes, directory=tmp_path, timeout=1_800)
+        page = Path(re.search(r"Page with plots: (.*)", printed)[1])
+        assert "<svg" in page.read_text()
+        return re.findall(r"^== (\w+)", printed, re.MULTILINE)
+
+    assert stages_of() == ["corpus", "student", "labels", "kept", "distilled", "evaluation"]
+    assert stages_of() == ["evaluation"]
+    assert stages_of("--steps", "2") == ["distilled", "evaluation"]
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("accelerate/*.yaml")), ids=lambda path: path.stem)

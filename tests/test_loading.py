@@ -55,6 +55,15 @@ def test_saved_data_set_is_read_with_its_audio_undecoded(speech, tmp_path):
     assert_holds_the_clips(load_speech(str(tmp_path / "saved")))
 
 
+@pytest.mark.parametrize("with_a_file", [True, False])
+def test_saved_data_set_without_rows_is_refused(speech, tmp_path, with_a_file):
+    """As a filter leaves it that drops everything."""
+    nothing = speech.filter(lambda row: False) if with_a_file else speech.select([])
+    nothing.save_to_disk(tmp_path / "kept")
+    with pytest.raises(ValueError, match="kept holds no rows; if it was filtered, the filter kept nothing"):
+        load_speech(tmp_path / "kept")
+
+
 @pytest.fixture
 def splits(speech, tmp_path):
     folder = tmp_path / "splits"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import tiny_whisper
 
 from distilwhisper.collator import DataCollatorForDistillation
-from distilwhisper.modeling import DistillationStep, Objective, matched_teacher_layers, same_encoder, unbind
+from distilwhisper.modeling import DistillationStep, Objective, accept_steps, matched_teacher_layers, same_encoder
 from distilwhisper.student import create_student
 
 
@@ -177,10 +177,39 @@ def test_bound_student_still_runs_and_generates_as_before(tiny_teacher, batch):
     before = student(**inputs).logits
     tokens = student.generate(batch["input_features"], language="en", max_new_tokens=5)
     step = DistillationStep(student, tiny_teacher, Objective())
-    step.bind(student)
+    accept_steps(student)
     torch.testing.assert_close(student(**inputs).logits, before)
     assert torch.equal(student.generate(batch["input_features"], language="en", max_new_tokens=5), tokens)
-    loss, *_ = student(distillation_batch=batch)
+    loss, *_ = student(distillation_step=step, distillation_batch=batch)
     torch.testing.assert_close(loss, step(student, batch).loss)
-    unbind(student)
-    assert "forward" not in vars(student)
+
+
+def test_copy_of_a_student_runs_on_its_own_weights(tiny_teacher, batch):
+    """A forward bound to the original made every later copy, such as a moving average, compute the original."""
+    student = frozen_student(tiny_teacher)
+    accept_steps(student)
+    twin = copy.deepcopy(student)
+    inputs = {"input_features": batch["input_features"], "decoder_input_ids": batch["decoder_input_ids"]}
+    before = twin(**inputs).logits
+    with torch.no_grad():
+        student.model.decoder.layers[0].fc1.weight.add_(1.0)
+    torch.testing.assert_close(twin(**inputs).logits, before)
+    assert not torch.allclose(student(**inputs).logits, before)
+
+
+def test_labels_without_decoder_inputs_are_shifted_right_for_both_models(tiny_teacher, batch):
+    student = copy.deepcopy(tiny_teacher)
+    labels = batch["labels"][:1, :6]
+    output = DistillationStep(student, tiny_teacher, Objective())(
+        student, {"input_features": batch["input_features"][:1], "labels": labels}
+    )
+    assert output.kl.abs() < 1e-5
+    torch.testing.assert_close(output.pl, student(batch["input_features"][:1], labels=labels).loss)
+
+
+def test_encoders_with_other_heads_are_not_the_same():
+    """Guards T6: equal weights that are used in another way."""
+    two, four = (tiny_whisper(encoder_attention_heads=heads).model.encoder for heads in (2, 4))
+    four.load_state_dict(two.state_dict())
+    assert same_encoder(two, two)
+    assert not same_encoder(two, four)

@@ -1,5 +1,6 @@
 """The trainer with a tiny real teacher and student: updates, draws, resuming, evaluation, checkpoints."""
 
+import copy
 import json
 import os
 import signal
@@ -11,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, audio_dataset, encoded, tone
+from conftest import SENTENCES, audio_dataset, encoded, tiny_whisper, tone
 from datasets import concatenate_datasets
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
+    WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     pipeline,
@@ -25,6 +28,8 @@ from transformers import (
 
 from distilwhisper import DistillationTrainer, DistillationTrainingArguments, create_student, save_processor
 from distilwhisper.arguments import PRESETS
+from distilwhisper.collator import DataCollatorForDistillation
+from distilwhisper.samples import StreamedSamples
 
 PROGRAM = Path(__file__).parent / "programs" / "distil.py"
 
@@ -125,6 +130,20 @@ def test_each_term_is_logged_and_they_add_up(tiny_teacher, data, processor, tmp_
     for entry in entries:
         total = 0.8 * entry["kl_loss"] + entry["pl_loss"] + 0.5 * entry["mse_loss"]
         assert entry["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_divergence_of_the_arguments_is_the_one_that_is_minimised(tiny_teacher, data, processor, tmp_path):
+    losses = {}
+    for divergence in ("forward_kl", "jsd"):
+        trainer = trainer_for(tiny_teacher, data, processor, tmp_path, divergence=divergence, max_steps=1)
+        trainer.train()
+        losses[divergence] = trainer.state.log_history[0]["kl_loss"]
+    assert 0 < losses["jsd"] < losses["forward_kl"] / 2
+
+
+def test_processing_class_that_is_no_processor_is_refused(tiny_teacher, data, processor, tmp_path):
+    with pytest.raises(ValueError, match=r"must be a WhisperProcessor.*not a WhisperFeatureExtractor"):
+        trainer_for(tiny_teacher, data, processor.feature_extractor, tmp_path)
 
 
 def test_plain_fine_tuning_needs_no_teacher(tiny_teacher, data, processor, tmp_path):
@@ -279,7 +298,7 @@ def test_best_checkpoint_and_early_stopping_follow_the_word_error_rate(tiny_teac
 def test_samples_without_a_usable_label_are_left_out_and_counted(tiny_teacher, data, processor, tmp_path, caplog):
     rows = list(data)
     rows[0] |= {"whisper_tokens": None, "whisper_transcript": None, "text": None}
-    rows[1] |= {"whisper_tokens": [100] * 500}
+    rows[1] |= {"whisper_tokens": [100] * 500, "whisper_transcript": None}
     trainer = trainer_for(tiny_teacher, rows, processor, tmp_path)
     assert len(trainer.train_dataset) == 6
     assert "2 of 8 samples are left out of the training: {'no label': 1, 'label too long': 1}" in caplog.text
@@ -308,6 +327,134 @@ def test_student_and_teacher_saved_in_half_precision_train_on_a_cpu(tiny_teacher
     half.train()
     assert half.model.dtype == half.teacher_model.dtype == torch.float32
     assert half.state.log_history[0]["loss"] == pytest.approx(exact.state.log_history[0]["loss"], rel=1e-2)
+
+
+def test_trainers_that_share_a_student_keep_their_own_objectives(tiny_teacher, data, processor, tmp_path):
+    student = create_student(tiny_teacher)
+    first = trainer_for(tiny_teacher, data, processor, tmp_path, student=student)
+    second = trainer_for(tiny_teacher, data, processor, tmp_path, student=student, kl_weight=0.0, pl_weight=5.0)
+    batch = first.data_collator(list(data))
+    loss, pl = first.compute_loss(first.model, batch), second.compute_loss(second.model, batch)
+    parts = first._step(student, batch)
+    assert loss.item() == pytest.approx((0.8 * parts.kl + parts.pl).item())
+    assert pl.item() == pytest.approx(5 * parts.pl.item())
+
+
+def test_terms_add_up_after_a_resume_and_in_a_second_training(tiny_teacher, data, processor, tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
+    first = trainer_for(tiny_teacher, data, processor, tmp_path, callbacks=[Stop(3)], **settings)
+    first.train()
+    resumed = trainer_for(tiny_teacher, data, processor, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    first.train()
+    for trainer in (resumed, first):
+        entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+        for entry in entries:
+            assert entry["loss"] == pytest.approx(0.8 * entry["kl_loss"] + entry["pl_loss"], rel=1e-5)
+
+
+def test_frozen_encoder_is_thawed_if_it_is_to_be_trained(tiny_teacher, data, processor, tmp_path):
+    student = create_student(tiny_teacher, freeze_encoder=True)
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, student=student, freeze_encoder=False)
+    frozen = [name for name, parameter in trainer.model.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["model.encoder.embed_positions.weight"]
+
+
+def test_teacher_that_is_the_student_itself_is_copied(tiny_teacher, data, processor, tmp_path):
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, student=tiny_teacher)
+    assert trainer.teacher_model is not trainer.model
+    trainer.train()
+    assert trainer.state.log_history[0]["kl_loss"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_plain_iterables_give_each_row_once(data, processor, workers):
+    class Rows(IterableDataset):
+        def __iter__(self):
+            return iter(list(data))
+
+    samples = StreamedSamples(Rows(), DataCollatorForDistillation(processor, language="en"))
+    loaded = list(DataLoader(samples, batch_size=None, num_workers=workers))
+    assert sorted(sample.index for sample in loaded) == list(range(8))
+
+
+def test_named_sets_are_told_apart_by_persistent_workers(tiny_teacher, data, processor, tmp_path):
+    sets = {"whole": data, "one": data.select([0])}
+    settings = {"eval_dataset": sets, "predict_with_generate": False}
+    plain = trainer_for(tiny_teacher, data, processor, tmp_path, **settings).evaluate()
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    persistent = trainer_for(tiny_teacher, data, processor, tmp_path, **settings, **workers).evaluate()
+    assert plain["eval_one_loss"] != pytest.approx(plain["eval_whole_loss"], rel=1e-6)
+    for name in ("eval_whole_loss", "eval_one_loss"):
+        assert persistent[name] == pytest.approx(plain[name])
+
+
+def test_prediction_returns_token_ids_that_decode(tiny_teacher, data, processor, tmp_path):
+    trainer = trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=60, kl_weight=0.0)
+    trainer.train()
+    output = trainer.predict(data, max_new_tokens=9)
+    assert output.predictions.shape == (8, 9)
+    assert all(processor.tokenizer.batch_decode(output.predictions, skip_special_tokens=True))
+    assert output.metrics["test_wer"] == pytest.approx(trainer.evaluate(data, max_new_tokens=9)["eval_wer"])
+
+
+def test_metrics_without_a_word_error_rate_do_not_end_the_training(tiny_teacher, data, processor, tmp_path):
+    trainer = DistillationTrainer(
+        model=create_student(tiny_teacher),
+        teacher_model=tiny_teacher,
+        args=arguments(tmp_path, eval_strategy="steps", eval_steps=2, generation_max_length=8),
+        train_dataset=data,
+        eval_dataset=data,
+        processing_class=processor,
+        compute_metrics=lambda prediction: {"shape": float(prediction.predictions.shape[1])},
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_shape"] == 8
+
+
+def test_collator_of_another_project_can_be_used(tiny_teacher, data, processor, tmp_path):
+    def collate(rows):
+        features = processor.feature_extractor([tone()] * len(rows), sampling_rate=16_000, return_tensors="pt")
+        labels = processor.tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+        masked = labels.input_ids.masked_fill(labels.attention_mask == 0, -100)
+        return {"input_features": features.input_features, "labels": masked}
+
+    trainer = DistillationTrainer(
+        model=create_student(tiny_teacher),
+        teacher_model=tiny_teacher,
+        args=arguments(tmp_path),
+        train_dataset=data,
+        data_collator=collate,
+        processing_class=processor,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_broken_recording_is_left_out_of_training_and_refused_in_evaluation(
+    tiny_teacher, data, processor, tmp_path, caplog
+):
+    rows = list(data)
+    rows[3] |= {"audio": {"bytes": b"<html>", "path": None}}
+    trainer = trainer_for(tiny_teacher, rows, processor, tmp_path, eval_dataset=rows)
+    trainer.train()
+    assert "sample 'clip-3': no audio" in caplog.text
+    with pytest.raises(ValueError, match="sample 'clip-3': no audio"):
+        trainer.evaluate()
+
+
+def test_window_is_the_models_whatever_the_feature_extractor_says(tiny_teacher, data, processor, tmp_path):
+    longer = copy.deepcopy(processor)
+    longer.feature_extractor = WhisperFeatureExtractor(chunk_length=30)
+    trainer = trainer_for(tiny_teacher, data, longer, tmp_path)
+    assert trainer.data_collator.window_s == 5.0
+    trainer.train()
+
+
+def test_tokenizer_larger_than_the_model_is_refused(data, processor, tmp_path):
+    small = tiny_whisper(vocab_size=51_864)
+    with pytest.raises(ValueError, match="the tokenizer has 51865 tokens, the model 51864"):
+        trainer_for(small, data, processor, tmp_path)
 
 
 def test_unfrozen_encoder_is_trained(tiny_teacher, data, processor, tmp_path):
@@ -359,6 +506,8 @@ def test_presets_hold_the_papers_and_the_scripts_weights(tmp_path):
         ({"kl_weight": -0.1}, "kl_weight must not be negative, not -0.1"),
         ({"kl_weight": 0.0, "pl_weight": 0.0}, "nothing would be learned"),
         ({"temperature": 0.0}, "temperature must be positive, not 0.0"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no place in this loss"),
+        ({"train_sampling_strategy": "group_by_length"}, "must be random or sequential, not 'group_by_length'"),
     ],
 )
 def test_impossible_arguments_are_refused(tmp_path, changes, message):
@@ -419,7 +568,7 @@ def test_two_processes_make_the_updates_of_one_and_save_and_evaluate(saved):
             command(saved, output, *flags.split(), "--generation_max_length", "8", "--optim", "sgd",
             processes=processes), env=environment(), capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
-        assert run.returncode == 0, run.stderr[-3000:]
+        assert run.returncode == 0, run.stderr[-6000:]
         result = json.loads((output / "result.json").read_text())
         results[processes] = (load_file(output / "model.safetensors"), result)
         WhisperForConditionalGeneration.from_pretrained(output / "checkpoint-2")
@@ -430,6 +579,19 @@ def test_two_processes_make_the_updates_of_one_and_save_and_evaluate(saved):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
     for name in ("eval_wer", "eval_all_wer", "eval_some_wer", "eval_all_der"):
         assert one["metrics"][name] == pytest.approx(two["metrics"][name])
+
+
+@pytest.mark.slow
+def test_stream_of_labels_of_all_lengths_trains_in_two_processes(saved):
+    """Accelerate deals out batches of streams by default, and fails when their shapes differ."""
+    output = saved / "stream"
+    flags = "--max_steps 3 --logging_steps 1 --per_device_train_batch_size 2 --save_strategy no".split()
+    environ = environment() | {"STREAM": "1"}
+    run = subprocess.run(
+        command(saved, output, *flags, processes=2),
+        env=environ, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-6000:]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from distilwhisper.benchmarks import LatencyComparison, LatencyResult, compare_latency, measure_latency
     from distilwhisper.cache import StateCache, StateCacheError
     from distilwhisper.caching import CacheReport, cache_states
+    from distilwhisper.checkpoints import last_checkpoint
     from distilwhisper.collator import DataCollatorForDistillation
     from distilwhisper.evaluation import EvaluationResult, evaluate
     from distilwhisper.filtering import FilterReport, WERFilter
@@ -51,6 +52,7 @@ _MODULES = {
     "create_student": "student",
     "distillation_loss": "losses",
     "evaluate": "evaluation",
+    "last_checkpoint": "checkpoints",
     "get_normalizer": "normalizers",
     "load_audio": "audio",
     "load_speech": "loading",
@@ -85,6 +87,7 @@ __all__ = [
     "distillation_loss",
     "evaluate",
     "get_normalizer",
+    "last_checkpoint",
     "load_audio",
     "load_speech",
     "measure_latency",

@@ -56,7 +56,10 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         kl_weight: Weight of KL(teacher, student). At 0 no teacher is needed.
         pl_weight: Weight of the cross-entropy on the pseudo-labels.
         mse_weight: Weight of the squared difference of mapped decoder hidden states (paper eq. 10, 11).
-        freeze_encoder: Keep the encoder as it is and run it without gradients.
+        divergence: ``forward_kl`` as in the paper, ``reverse_kl``, ``jsd`` or ``skew_kl``.
+        mixture: Share of the teacher in the mixture that ``jsd`` and ``skew_kl`` compare with.
+        freeze_encoder: Keep the encoder as it is and run it without gradients. Off, it is trained, unless parts of it
+            were frozen by hand.
         timestamp_probability: Share of the samples with timestamps that keep them, drawn anew each epoch.
         condition_on_prev_probability: Share of the samples with previous text that get it as prompt, drawn anew each
             epoch.
@@ -86,6 +89,11 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     kl_weight: float = field(default=0.8, metadata={"help": "Weight of KL(teacher, student); 0 needs no teacher."})
     pl_weight: float = field(default=1.0, metadata={"help": "Weight of the pseudo-label cross-entropy."})
     mse_weight: float = field(default=0.0, metadata={"help": "Weight of the MSE of mapped decoder hidden states."})
+    divergence: str = field(
+        default="forward_kl",
+        metadata={"help": "What the KL term measures.", "choices": ["forward_kl", "reverse_kl", "jsd", "skew_kl"]},
+    )
+    mixture: float = field(default=0.5, metadata={"help": "Share of the teacher in the mixture of jsd and skew_kl."})
     freeze_encoder: bool = field(default=True, metadata={"help": "Do not train the encoder."})
     timestamp_probability: float = field(default=0.5, metadata={"help": "Share of samples that keep timestamps."})
     condition_on_prev_probability: float = field(
@@ -104,6 +112,14 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
 
     def __post_init__(self) -> None:
         """Check the values and fill in what follows from them."""
+        self._check_values()
+        if getattr(self, "metric_for_best_model", None) is None and self.predict_with_generate:
+            self.metric_for_best_model, self.greater_is_better = "wer", False
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is no device to copy to, and every loader would warn of it
+        super().__post_init__()
+
+    def _check_values(self) -> None:
         for name in ("timestamp_probability", "condition_on_prev_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
@@ -116,11 +132,15 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(f"state_cache_mode must be always or auto, not {self.state_cache_mode!r}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
-        if getattr(self, "metric_for_best_model", None) is None and self.predict_with_generate:
-            self.metric_for_best_model, self.greater_is_better = "wer", False
-        if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # there is no device to copy to, and every loader would warn of it
-        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} has no place in this loss: the teacher's "
+                "distribution softens the labels already; set it to 0"
+            )
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"train_sampling_strategy must be random or sequential, not {self.train_sampling_strategy!r}"
+            )
 
     @property
     def needs_teacher(self) -> bool:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from distilwhisper.audio import AudioError
 from distilwhisper.shards import Record, ShardReader, ShardWriter, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ GROUP = 64
 """Channels that share one scale in the int8 form."""
 
 _ENCODER_DTYPES = ("model", "int8")
-_FEATURE_SETTINGS = ("feature_size", "sampling_rate", "hop_length", "n_fft", "chunk_length", "padding_value", "dither")
+_FEATURE_SETTINGS = ("feature_size", "sampling_rate", "hop_length", "n_fft", "padding_value", "dither")
 _ADVICE = "run cache_states(...) over the training data with the same directory, it adds what is missing"
 _NAMES = {
     "encoder_weights": "encoder weights",
@@ -101,9 +102,7 @@ class CacheKey:
         config: Any = encoder.config
         return cls(
             encoder_weights=_fingerprint([encoder], config, "encoder", dtype),
-            decoder_weights=""
-            if teacher is None
-            else _fingerprint(_decoder_of(teacher), teacher.config, "decoder", dtype),
+            decoder_weights="" if teacher is None else _decoder_fingerprint(teacher, dtype),
             width=int(config.d_model),
             dtype=str(dtype).removeprefix("torch."),
             encoder_dtype=encoder_dtype,
@@ -189,9 +188,10 @@ class StateCache:
         self._writer.close()
         self._reader, self._written = ShardReader(self.directory), set()
 
-    def readable(self, key: bytes) -> bool:
-        """Return whether a record can be read; what is written can be after :meth:`close`."""
-        return key in self._reader
+    def encoder_rows(self, audio: bytes) -> int | None:
+        """Return the frames of a recording's encoder output, 0 if the recording cannot be used, None if unknown."""
+        found = self._reader.read(encoder_key(audio))
+        return None if found is None else found[0]
 
     def read_encoder(self, audio: bytes, sample: str) -> Tensor:
         """Return the encoder's output for a recording, ``[frames, d_model]``.
@@ -202,12 +202,15 @@ class StateCache:
 
         Raises:
             StateCacheError: If it is not there.
+            AudioError: If the recording could not be used when the cache was filled.
         """
         found = self._reader.read(encoder_key(audio))
         if found is None:
             known = self._reader.has_owner(_owner(sample))
             why = "was cached with another recording" if known else "is not there"
             raise StateCacheError(f"sample {sample!r} {why} in {self.directory}: {_ADVICE}")
+        if not found[0]:
+            raise AudioError("unusable", "the recording could not be used when the cache was filled")
         return _states(*found, self.key, int8=self.key.encoder_dtype == "int8")
 
     def read_teacher(self, audio: bytes, ids: Sequence[int], sample: str) -> Tensor:
@@ -234,6 +237,10 @@ class StateCache:
         states = states.to("cpu", self.dtype)
         data = quantize(states) if self.key.encoder_dtype == "int8" else _bytes(states)
         return Record(encoder_key(audio), _owner(sample), len(states), data)
+
+    def unusable_record(self, audio: bytes, sample: str) -> Record:
+        """Return what says that a recording cannot be used."""
+        return Record(encoder_key(audio), _owner(sample), 0, np.empty(0, np.uint8))
 
     def teacher_record(self, audio: bytes, ids: Sequence[int], states: Tensor, sample: str) -> Record:
         """Return the teacher's last hidden states ``[tokens, d_model]`` in the form in which they are stored."""
@@ -292,9 +299,10 @@ def _owner(sample: str) -> bytes:
     return blake2b(sample.encode(), digest_size=8).digest()
 
 
-def _decoder_of(teacher: Any) -> list[nn.Module]:
+def _decoder_fingerprint(teacher: Any, dtype: torch.dtype) -> str:
     tied = teacher.proj_out.weight is teacher.model.decoder.embed_tokens.weight
-    return [teacher.model.decoder] if tied else [teacher.model.decoder, teacher.proj_out]
+    modules = [teacher.model.decoder, *([] if tied else [teacher.proj_out])]
+    return _fingerprint(modules, teacher.config, "decoder", dtype)
 
 
 def _fingerprint(modules: list[nn.Module], config: Any, part: str, dtype: torch.dtype) -> str:

@@ -7,18 +7,26 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from distilwhisper.arguments import DistillationTrainingArguments
-from distilwhisper.audio import audio_digest
+from distilwhisper.audio import AudioError, audio_digest
 from distilwhisper.cache import CacheKey, StateCache, StateCacheError
 from distilwhisper.collator import DataCollatorForDistillation, Sample
 from distilwhisper.generation import encode
 
 logger = logging.getLogger(__name__)
+
+
+class CachedRecording(NamedTuple):
+    """A recording that a cache knows: name of the sample, digest, and the encoder's output."""
+
+    sample: str
+    audio: bytes
+    states: Tensor
 
 
 class CachedInputs:
@@ -33,28 +41,46 @@ class CachedInputs:
     def __init__(self, cache: StateCache, audio_column: str, *, teacher: bool = True) -> None:
         self.cache, self.audio_column, self.teacher = cache, audio_column, teacher
 
-    def __call__(
-        self, samples: Sequence[Sample], sequences: Sequence[tuple[list[int], int]], length: int
+    def load(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[CachedRecording]]:
+        """Return samples with what the cache has of their recordings; unusable ones are left out and named in the log.
+
+        Raises:
+            StateCacheError: If a sample was never cached.
+            ValueError: If none can be used.
+        """
+        usable, recordings = [], []
+        for sample in samples:
+            try:
+                audio = audio_digest(sample.row[self.audio_column], self.cache.key.features["sampling_rate"])
+                states = self.cache.read_encoder(audio, sample.key)
+            except AudioError as error:
+                logger.warning("sample %r: %s; it is left out", sample.key, error)
+                continue
+            usable.append(sample)
+            recordings.append(CachedRecording(sample.key, audio, states))
+        if not usable:
+            raise ValueError("no recording of the batch can be used; the log says why")
+        return usable, recordings
+
+    def states(
+        self, loaded: Sequence[CachedRecording], sequences: Sequence[tuple[list[int], int]], length: int
     ) -> dict[str, Tensor]:
         """Return ``encoder_states`` ``[batch, frames, d]`` and ``teacher_hidden`` ``[batch, tokens, d]``.
 
         Args:
-            samples: The samples.
-            sequences: Their token ids, and how many of these are the prompt's.
+            loaded: What :meth:`load` returned.
+            sequences: Token ids of the samples, and how many of these are the prompt's.
             length: Width of the batch's label rows.
 
         Raises:
-            StateCacheError: If states of a sample are missing.
+            StateCacheError: If the cache has none of the teacher's states for a sequence.
         """
-        rate = self.cache.key.features["sampling_rate"]
-        audio = [audio_digest(sample.row[self.audio_column], rate) for sample in samples]
-        keyed = list(zip(audio, samples, sequences, strict=True))
-        encoder = [self.cache.read_encoder(digest, sample.key) for digest, sample, _ in keyed]
-        batch = {"encoder_states": torch.stack(encoder)}
+        batch = {"encoder_states": torch.stack([recording.states for recording in loaded])}
         if self.teacher:
-            hidden = torch.zeros(len(samples), length, self.cache.key.width, dtype=self.cache.dtype)
-            for row, (digest, sample, (ids, prompt)) in zip(hidden, keyed, strict=True):
-                row[prompt : len(ids) - 1] = self.cache.read_teacher(digest, ids[:-1], sample.key)
+            hidden = torch.zeros(len(loaded), length, self.cache.key.width, dtype=self.cache.dtype)
+            for row, recording, (ids, prompt) in zip(hidden, loaded, sequences, strict=True):
+                states = self.cache.read_teacher(recording.audio, ids[:-1], recording.sample)
+                row[prompt : len(ids) - 1] = states
             batch["teacher_hidden"] = hidden
         return batch
 
@@ -81,10 +107,9 @@ def use_state_cache(
     if args.state_cache is None or samples is None:  # no cache, or no training
         return False
     inputs = inputs_from_cache(args.state_cache, student, teacher, collator, mse_weight=args.mse_weight)
-    if args.state_cache_mode == "auto":
-        some = islice(samples, 2 * args.per_device_train_batch_size)
-        if not cache_pays(inputs, student, collator, some):
-            return False
+    some = islice(samples, 2 * args.per_device_train_batch_size)
+    if args.state_cache_mode == "auto" and not cache_pays(inputs, student, some):
+        return False
     collator.cached_inputs = inputs
     return True
 
@@ -126,31 +151,27 @@ def inputs_from_cache(
     return CachedInputs(cache, collator.audio_column, teacher=teacher is not None)
 
 
-def cache_pays(
-    inputs: CachedInputs, student: Any, collator: DataCollatorForDistillation, samples: Iterable[Sample]
-) -> bool:
-    """Measure whether states are read faster than the encoder computes them, and log the verdict.
+def cache_pays(inputs: CachedInputs, student: Any, samples: Iterable[Sample]) -> bool:
+    """Measure whether the encoder's output is read faster than computed, and log the verdict.
 
     Args:
         inputs: The cache.
         student: The student, where it is trained.
-        collator: The collator of the training.
         samples: Some training samples; a batch or two suffice.
     """
     samples = list(samples)
-    sequences = [collator.sequence(sample) for sample in samples]
     inputs.cache.forget_pages()
     started = time.perf_counter()
-    states = inputs(samples, sequences, max(len(ids) for ids, _ in sequences) - 1)["encoder_states"]
-    read_s = (time.perf_counter() - started) / len(samples)
-    encoder = student.model.encoder
-    features = torch.zeros(len(samples), encoder.num_mel_bins, 2 * states.shape[1])
+    states = torch.stack([recording.states for recording in inputs.load(samples)[1]])
+    read_s = (time.perf_counter() - started) / len(states)
+    features = torch.zeros(len(states), student.config.num_mel_bins, 2 * states.shape[1])
     encode(student, features[:1])  # the first call chooses kernels
     started = time.perf_counter()
     encode(student, features).sum().item()  # the host waits for a number, whatever the device
-    encoder_s = (time.perf_counter() - started) / len(samples)
+    encoder_s = (time.perf_counter() - started) / len(states)
+    pays = read_s < encoder_s
+    verdict = "is used" if pays else "does not pay and is not used"
     logger.info(
-        "a sample takes %.1f ms to read from the cache and %.1f ms to encode: the cache %s",
-        1e3 * read_s, 1e3 * encoder_s, "is used" if read_s < encoder_s else "does not pay and is not used",
-    )  # fmt: skip
-    return read_s < encoder_s
+        "a sample takes %.1f ms to read and %.1f ms to encode: the cache %s", 1e3 * read_s, 1e3 * encoder_s, verdict
+    )
+    return pays

@@ -124,6 +124,7 @@ def training_collator(transcriber: Transcriber, **settings: Any) -> DataCollator
     defaults = {
         "multilingual": getattr(model.generation_config, "is_multilingual", None),
         "max_label_length": min(448, model.config.max_target_positions),
+        "window_s": transcriber.window_s,
         "leading_space": True,
     }
     return DataCollatorForDistillation(transcriber.processor, **(defaults | settings))
@@ -134,11 +135,12 @@ class _Job:
     """What the cache lacks of a sample."""
 
     sample: Sample
-    audio: bytes
-    inputs: list[tuple[list[int], int]]
-    recording: Samples | None
     states: Tensor | None
-    lacks_encoder: bool
+    audio: bytes = b""
+    recording: Samples | None = None
+    lacks_encoder: bool = False
+    inputs: list[tuple[list[int], int]] = field(default_factory=list)
+    problem: str | None = None
 
 
 class StateRecorder:
@@ -206,51 +208,52 @@ class StateRecorder:
         """
         states = [None] * len(samples) if encoder_states is None else list(encoder_states)
         with ThreadPoolExecutor(max(1, self.num_workers)) as threads:
-            recordings = list(threads.map(self._load, samples, states))
-        jobs, problems = [], []
-        for sample, loaded, known in zip(samples, recordings, states, strict=True):
-            try:
-                job = self._job(sample, loaded, known)
-            except (UnusableLabelError, AudioError) as error:
-                problems.append(error.reason)
-            else:
-                jobs += [job] if job.inputs or job.lacks_encoder else []
+            loaded = list(threads.map(self._load, samples, states))
+        unusable = [job for job in loaded if job.problem and job.lacks_encoder]
+        jobs = [job for job in loaded if not job.problem and self._needs_work(job)]
         self._complete(jobs)
         encoder = [self._encoder_record(job) for job in jobs if job.lacks_encoder]
         teacher = self._teacher_records(jobs)
-        self.cache.write([*encoder, *teacher])
+        self.cache.write([*encoder, *teacher, *(self.cache.unusable_record(j.audio, j.sample.key) for j in unusable)])
         self.report.encoder_states += len(encoder)
         self.report.teacher_states += len(teacher)
         self.report.nbytes += sum(record.data.nbytes for record in (*encoder, *teacher))
-        return problems
+        return [job.problem for job in loaded if job.problem]
 
-    def _load(self, sample: Sample, states: Tensor | None) -> tuple[bytes, Samples | None] | AudioError:
-        value, rate = sample.row.get(self.collator.audio_column), self.transcriber.sampling_rate
+    def _load(self, sample: Sample, states: Tensor | None) -> _Job:
+        job, rate = _Job(sample, states), self.transcriber.sampling_rate
         try:
-            audio = audio_digest(value, rate)
-            if states is not None or self.cache.readable(encoder_key(audio)):
-                return audio, None
-            return audio, load_audio(value, rate, max_duration_s=self.transcriber.window_s)
+            value = sample.row.get(self.collator.audio_column)
+            job.audio = audio_digest(value, rate)
+            job.lacks_encoder = encoder_key(job.audio) not in self.cache
+            rows = self.cache.encoder_rows(job.audio)
+            if rows == 0:
+                job.problem = "unusable"
+            elif rows is None and states is None:
+                job.recording = load_audio(value, rate, max_duration_s=self.transcriber.window_s)
         except AudioError as error:
-            return error
+            job.problem = error.reason
+        return job
 
-    def _job(self, sample: Sample, loaded: tuple[bytes, Samples | None] | AudioError, states: Tensor | None) -> _Job:
-        if isinstance(loaded, AudioError):
-            raise loaded
-        audio, recording = loaded
-        sequences = {tuple(ids[:-1]): prompt for ids, prompt in (one.sequence(sample) for one in self._variants)}
-        inputs = [(list(ids), prompt) for ids, prompt in sequences.items() if teacher_key(audio, ids) not in self.cache]
-        return _Job(sample, audio, inputs, recording, states, encoder_key(audio) not in self.cache)
+    def _needs_work(self, job: _Job) -> bool:
+        try:
+            drawn = [collator.sequence(job.sample) for collator in self._variants]
+        except UnusableLabelError as error:
+            job.problem = error.reason
+            return False
+        prompts = {tuple(ids[:-1]): prompt for ids, prompt in drawn}
+        job.inputs = [(list(ids), n) for ids, n in prompts.items() if teacher_key(job.audio, ids) not in self.cache]
+        return bool(job.inputs) or job.lacks_encoder
 
     def _complete(self, jobs: list[_Job]) -> None:
         """Give every job the encoder's output."""
-        new = [job for job in jobs if job.recording is not None]
         for job in jobs:
             if job.states is None and job.recording is None:
                 job.states = self.cache.read_encoder(job.audio, job.sample.key)
+        new = [(job, job.recording) for job in jobs if job.recording is not None]
         if new:
-            features = self.transcriber.extract_features([job.recording for job in new if job.recording is not None])
-            for job, states in zip(new, encode(self.transcriber.model, features), strict=True):
+            features = self.transcriber.extract_features([recording for _, recording in new])
+            for (job, _), states in zip(new, encode(self.transcriber.model, features), strict=True):
                 job.states = states
 
     def _encoder_record(self, job: _Job) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distilwhisper.audio import AudioError, load_audio
+from distilwhisper.audio import AudioError, Samples, load_audio
 from distilwhisper.normalizers import UNSPACED_LANGUAGES
 from distilwhisper.tokens import WhisperTokens
 
 logger = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
-
-CachedInputs = Callable[[Sequence["Sample"], Sequence[tuple[list[int], int]], int], dict[str, Tensor]]
+LONGEST_FRAME = 5
+"""Tokens around a label: start, language, task, no-timestamps, end."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class DataCollatorForDistillation:
         timestamp_probability: Share of the samples with timestamps that keep them.
         condition_on_prev_probability: Share of the samples with previous text that are prompted with it.
         max_label_length: Longest sequence, in tokens (448 for the published models).
-        multilingual: Whether prefixes name language and task; default: by the size of the vocabulary.
+        multilingual: Whether prefixes name language and task; default: by the vocabulary.
         audio_column: Column of the recordings.
         transcript_column: Column of the pseudo-labels, clean or with special and timestamp tokens.
         text_column: Column of the reference transcripts; the target of evaluation samples, and of rows without a label.
@@ -94,11 +94,11 @@ class DataCollatorForDistillation:
         leading_space: Begin plain text with a space, as Whisper itself writes it, in languages that use spaces. Off by
             default, as in Transformers' own fine-tuning; labels with token ids keep theirs in any case.
         pad_to_multiple_of: Round the length of the label rows up.
+        window_s: Length of audio that the model takes, in seconds; default: the feature extractor's.
         seed: Seed of the random draws.
 
     Attributes:
-        cached_inputs: Reads what the models would make of the recordings of training samples, instead of the
-            recordings; see ``caching.CachedInputs``.
+        cached_inputs: A ``CachedInputs``, to read what the models would make of training samples, not the recordings.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class DataCollatorForDistillation:
         prompt_column: str = "whisper_prompt",
         leading_space: bool = False,
         pad_to_multiple_of: int = 1,
+        window_s: float | None = None,
         seed: int = 0,
     ) -> None:
         self.processor = processor
@@ -131,8 +132,9 @@ class DataCollatorForDistillation:
         self.text_column, self.prompt_column = text_column, prompt_column
         self.leading_space = leading_space
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.window_s = processor.feature_extractor.chunk_length if window_s is None else window_s
         self.seed = seed
-        self.cached_inputs: CachedInputs | None = None
+        self.cached_inputs: Any = None
 
     def __call__(self, samples: Sequence[Sample | Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the batch.
@@ -146,17 +148,22 @@ class DataCollatorForDistillation:
             ``prefix_ids`` ``[batch, prefix]``, from which to generate, and ``reference_ids`` ``[batch, text]``, the
             untruncated reference (padded with -100).
 
+        A training sample whose recording cannot be used is left out of the batch and named in the log: one broken file
+        does not end a training of days. An evaluation drops nothing.
+
         Raises:
-            ValueError: If a recording or a label cannot be used; the message names the sample.
+            ValueError: If a label cannot be used, or a recording in evaluation, or no recording in training; the
+                message names the sample.
         """
         wrapped = [
             sample if isinstance(sample, Sample) else Sample(sample, index) for index, sample in enumerate(samples)
         ]
+        cached = self.cached_inputs if wrapped and not wrapped[0].evaluation else None
+        wrapped, recordings = (cached.load if cached else self._load)(wrapped)
         sequences = [self.sequence(sample) for sample in wrapped]
         length = max(len(ids) for ids, _ in sequences) - 1
         length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        cached = None if wrapped[0].evaluation else self.cached_inputs
-        inputs = cached(wrapped, sequences, length) if cached else {"input_features": self._features(wrapped)}
+        inputs = cached.states(recordings, sequences, length) if cached else self._features(recordings)
         batch = {
             **inputs,
             "decoder_input_ids": _pad([ids[:-1] for ids, _ in sequences], self.tokens.end_of_text, length),
@@ -169,6 +176,16 @@ class DataCollatorForDistillation:
                 [self._prefix(self.label(sample), timestamps=False) for sample in wrapped]
             )
         return batch
+
+    def check_label(self, sample: Sample) -> None:
+        """Raise ``UnusableLabelError`` if the sample has no label, or one that is too long for the decoder.
+
+        A token has a byte at least, so most labels need not be tokenised to know that they fit.
+        """
+        ids, text = sample.row.get("whisper_tokens"), sample.row.get(self.transcript_column)
+        if text is not None and max(len(text.encode()), len(ids or ())) + LONGEST_FRAME <= self.max_label_length:
+            return
+        self.sequence(sample)
 
     def sequence(self, sample: Sample) -> tuple[list[int], int]:
         """Return the token ids of a sample, prompt and prefix included, and how many of them are the prompt's.
@@ -205,10 +222,12 @@ class DataCollatorForDistillation:
         row = sample.row
         said = (row.get("whisper_language"), row.get("whisper_task"))
         if sample.evaluation:
+            if self.text_column not in row:
+                raise ValueError(f"an evaluation set needs the column {self.text_column!r}; this one has {sorted(row)}")
             return Label(self._encode_text(row[self.text_column] or "", said[0]), *said, complete=True)
-        if row.get("whisper_tokens") is not None:
-            return Label(list(row["whisper_tokens"]), *said, complete=not row.get("whisper_capped"))
         text = row.get(self.transcript_column)
+        if self._has_tokens_of(text, row):
+            return Label(list(row["whisper_tokens"]), *said, complete=not row.get("whisper_capped"))
         if text is None:
             text = row.get(self.text_column)
         if text is None:
@@ -220,6 +239,14 @@ class DataCollatorForDistillation:
         if "<|" not in text:
             return Label(self._encode_text(text, said[0]), *said, complete=not row.get("whisper_capped"))
         return self._parse(self._encode(text), *said)
+
+    def _has_tokens_of(self, text: str | None, row: Mapping[str, Any]) -> bool:
+        # The ids stand for the teacher's transcript: not for one that was edited since, or comes from another column.
+        ids = row.get("whisper_tokens")
+        if ids is None or text is None:
+            return ids is not None
+        written = self.tokenizer.decode(self.tokens.without_timestamps(ids), clean_up_tokenization_spaces=False)
+        return bool(written.strip() == text.strip())
 
     def _parse(self, ids: list[int], language: str | None, task: str | None) -> Label:
         # A published label: special tokens, and perhaps timestamps, written out in its text.
@@ -255,24 +282,35 @@ class DataCollatorForDistillation:
         timestamps, prompt = np.random.default_rng((self.seed, sample.epoch, name)).random(2)
         return timestamps < self.timestamp_probability, prompt < self.condition_on_prev_probability
 
-    def _features(self, samples: Sequence[Sample]) -> Tensor:
-        extractor = self.processor.feature_extractor
-        recordings = []
+    def _load(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Samples]]:
+        loaded, recordings = [], []
+        message = "the batch is empty"
         for sample in samples:
             try:
-                recordings.append(
-                    load_audio(
-                        sample.row[self.audio_column], extractor.sampling_rate, max_duration_s=extractor.chunk_length
-                    )
-                )
+                audio = sample.row[self.audio_column]
+                recordings.append(load_audio(audio, self._sampling_rate, max_duration_s=self.window_s))
+                loaded.append(sample)
             except (AudioError, KeyError) as error:
-                raise ValueError(
-                    f"sample {sample.key!r}: no audio from column {self.audio_column!r}: {error}"
-                ) from error
-        features: Tensor = extractor(
-            recordings, sampling_rate=extractor.sampling_rate, return_tensors="pt"
+                message = f"sample {sample.key!r}: no audio from column {self.audio_column!r}: {error}"
+                if sample.evaluation or isinstance(error, KeyError):
+                    raise ValueError(message) from error
+                logger.warning("%s; it is left out", message)
+        if not loaded:
+            raise ValueError(f"no recording of the batch can be used; the last: {message}")
+        return loaded, recordings
+
+    @property
+    def _sampling_rate(self) -> int:
+        return int(self.processor.feature_extractor.sampling_rate)
+
+    def _features(self, recordings: Sequence[Samples]) -> dict[str, Tensor]:
+        features: Tensor = self.processor.feature_extractor(
+            recordings,
+            sampling_rate=self._sampling_rate,
+            max_length=round(self.window_s * self._sampling_rate),
+            return_tensors="pt",
         ).input_features
-        return features
+        return {"input_features": features}
 
     def _encode_text(self, text: str, language: str | None) -> list[int]:
         spaced = (language or self.language) not in UNSPACED_LANGUAGES

@@ -42,7 +42,7 @@ def load_speech(
 
     Raises:
         FileNotFoundError: If a path does not exist and cannot be a Hub id, or holds nothing that can be read.
-        ValueError: If the split does not exist, or a manifest is broken or names no recording.
+        ValueError: If the split does not exist, there are no rows, or a manifest is broken or names no recording.
     """
     path = Path(source).expanduser().absolute()  # what is saved is read again from elsewhere
     if path.exists():
@@ -65,7 +65,7 @@ def _load_local(path: Path, config: str | None, audio_column: str) -> Dataset | 
     if path.is_file():
         return _load_manifest(path, audio_column)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        return load_from_disk(str(path))
+        return _load_saved(path)
     if manifest := _metadata(path):
         return _load_manifest(manifest, audio_column)
     if manifests := {folder.name: file for folder in sorted(path.iterdir()) if (file := _metadata(folder))}:
@@ -73,6 +73,16 @@ def _load_local(path: Path, config: str | None, audio_column: str) -> Dataset | 
     if any(path.rglob("*.parquet")):
         return load_dataset(str(path), config)  # it tells the splits by the names of the files
     return _load_recordings(path, audio_column)
+
+
+def _load_saved(path: Path) -> Dataset | DatasetDict:
+    try:
+        data = load_from_disk(str(path))
+    except IndexError:  # saved without rows and, as it may happen, without a file
+        data = []
+    if not len(data):
+        raise ValueError(f"{path} holds no rows; if it was filtered, the filter kept nothing")
+    return data
 
 
 def _metadata(folder: Path) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from distilwhisper.losses import distillation_loss, hidden_state_loss
 
@@ -42,13 +43,15 @@ class StepOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights and temperature of the objective (paper eq. 12), and the loss's chunk size."""
+    """Weights, temperature and divergence of the objective (paper eq. 12), and the chunk size of its computation."""
 
     temperature: float = 2.0
     kl_weight: float = 0.8
     pl_weight: float = 1.0
     mse_weight: float = 0.0
-    chunk_size: int | None = None
+    divergence: str = "forward_kl"
+    mixture: float = 0.5
+    loss_chunk_size: int | None = None
 
     @property
     def needs_teacher(self) -> bool:
@@ -74,11 +77,14 @@ def matched_teacher_layers(student_layers: int, teacher_layers: int) -> list[int
     return layers
 
 
-def same_encoder(student: nn.Module, teacher: nn.Module) -> bool:
+def same_encoder(student: Any, teacher: Any) -> bool:
     """Return whether two Whisper encoders compute the same: same shapes, same weights, in the coarser of their dtypes.
 
     Equal widths are not enough: a student with fewer encoder layers, or with a fine-tuned encoder, has one of its own.
     """
+    settings = ("encoder_attention_heads", "activation_function", "scale_embedding")
+    if any(getattr(student.config, name) != getattr(teacher.config, name) for name in settings):
+        return False
     mine, theirs = student.state_dict(), teacher.state_dict()
     if mine.keys() != theirs.keys() or any(mine[name].shape != theirs[name].shape for name in mine):
         return False
@@ -146,10 +152,15 @@ class DistillationStep:
             student: The student, unwrapped.
             batch: ``input_features`` ``[batch, mels, frames]``, ``decoder_input_ids`` and ``labels`` ``[batch,
                 tokens]``.
+                Without ``decoder_input_ids``, as from the collators of other projects, the labels are shifted right.
                 From a cache: ``encoder_states`` ``[batch, frames, d_model]`` instead of ``input_features``, and
                 ``teacher_hidden`` ``[batch, tokens, d_model]``, the teacher's last hidden states.
             num_items: Label tokens of the whole update; default: the batch's own.
         """
+        if "decoder_input_ids" not in batch:
+            config = student.config
+            shifted = shift_tokens_right(batch["labels"], config.pad_token_id, config.decoder_start_token_id)
+            batch = {**batch, "decoder_input_ids": shifted}
         encoder_states = self._encoder_states(student, batch)
         with _layer_outputs(student.model.decoder, range(len(self.matched_layers))) as student_layers:
             hidden = _decode(student, encoder_states, batch["decoder_input_ids"])
@@ -167,7 +178,9 @@ class DistillationStep:
             kl_weight=self.objective.kl_weight,
             pl_weight=self.objective.pl_weight,
             num_items=num_items,
-            chunk_size=self.objective.chunk_size,
+            divergence=self.objective.divergence,
+            mixture=self.objective.mixture,
+            chunk_size=self.objective.loss_chunk_size,
         )
         mse = torch.zeros_like(kl)
         if self.matched_layers:
@@ -183,6 +196,7 @@ class DistillationStep:
         encoder = student.model.encoder
         if self.freeze_encoder:
             encoder.eval()  # model.train() reaches it too, and dropout would part it from the teacher's
+        input_features = student.model._mask_input_features(input_features)  # SpecAugment, if the config asks for it
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             states: Tensor = encoder(input_features.to(encoder.conv1.weight.dtype)).last_hidden_state
         return states
@@ -203,34 +217,31 @@ class DistillationStep:
             hidden = _decode(teacher, encoder_states.to(teacher.proj_out.weight.dtype), batch["decoder_input_ids"])
         return hidden, layers
 
-    def bind(self, student: Any) -> None:
-        """Make ``student(distillation_batch=..., num_items=...)`` run this step; any other call stays as it was.
 
-        The step runs inside the student's own forward because DDP, FSDP and ZeRO act there: a loss computed outside
-        would go round them.
-        """
-        unbind(student)
-        plain = student.forward
+def accept_steps(student: Any) -> None:
+    """Make ``student(distillation_step=..., distillation_batch=..., num_items=...)`` run a step on it.
 
-        def forward(
-            model: Any,
-            *args: Any,
-            distillation_batch: dict[str, Tensor] | None = None,
-            num_items: Tensor | float | None = None,
-            **kwargs: Any,
-        ) -> Any:
-            if distillation_batch is None:
-                return plain(*args, **kwargs)
-            return tuple(self(model, distillation_batch, num_items))
+    Any other call stays as it was. The step runs inside the student's own forward because DDP, FSDP and ZeRO act there:
+    a loss computed outside would go round them. The step is an argument, and the model the one that is called, so that
+    several trainers, and copies of the student, do not get in each other's way.
+    """
+    plain = type(student).forward
 
-        # generate() and Trainer read the arguments off the signature.
-        forward.__signature__ = inspect.signature(type(student).forward)  # type: ignore[attr-defined]
-        student.forward = types.MethodType(forward, student)
+    def forward(
+        model: Any,
+        *args: Any,
+        distillation_step: DistillationStep | None = None,
+        distillation_batch: dict[str, Tensor] | None = None,
+        num_items: Tensor | float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if distillation_step is None or distillation_batch is None:
+            return plain(model, *args, **kwargs)
+        return tuple(distillation_step(model, distillation_batch, num_items))
 
-
-def unbind(student: Any) -> None:
-    """Give a student its own forward back."""
-    student.__dict__.pop("forward", None)
+    # generate() and Trainer read the arguments off the signature.
+    forward.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+    student.forward = types.MethodType(forward, student)
 
 
 def place_teacher(

@@ -15,6 +15,8 @@ from distilwhisper.collator import DataCollatorForDistillation, Sample, Unusable
 
 logger = logging.getLogger(__name__)
 
+DURATION_COLUMNS = ("duration_s", "duration")
+
 
 class _Epoch:
     """The current epoch, in shared memory: persistent data loader workers see it change."""
@@ -62,6 +64,8 @@ class MapSamples(Dataset[Sample]):
 class StreamedSamples(IterableDataset[Sample]):
     """Rows of a streaming data set as ``Sample`` objects; rows without a usable label are skipped and counted.
 
+    Random draws of rows without an ``id`` depend on the number of workers, which number the rows.
+
     Args:
         dataset: A ``datasets.IterableDataset`` or any iterable of rows.
         collator: Says which labels are usable.
@@ -76,7 +80,7 @@ class StreamedSamples(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         skipped = 0
-        for index, row in enumerate(self.dataset):
+        for index, row in self._numbered_rows():
             sample = Sample(row, index, self.epoch.get(), self.evaluation)
             if self.evaluation or _problem(sample, self.collator) is None:
                 yield sample
@@ -84,6 +88,15 @@ class StreamedSamples(IterableDataset[Sample]):
                 skipped += 1
         if skipped:
             logger.warning("%d streamed samples had no usable label and were skipped", skipped)
+
+    def _numbered_rows(self) -> Iterator[tuple[int, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        ours, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for index, row in enumerate(self.dataset):
+            if hasattr(self.dataset, "n_shards"):  # it deals its shards out to the workers itself
+                yield index * workers + ours, row
+            elif index % workers == ours:
+                yield index, row
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the samples carry, and reshuffle a data set that shuffles."""
@@ -123,15 +136,15 @@ class EpochSampler(Sampler[int]):
 def usable_rows(dataset: Any, collator: DataCollatorForDistillation) -> list[int]:
     """Return the positions of the rows whose label can be trained on; what is left out is counted in the log by reason.
 
-    Only label columns are read, never audio. A row is left out if it has no label or if its label does not fit into the
-    decoder, which would otherwise end the training in the middle of an epoch.
+    Only label columns are read, never audio. A row is left out if it has no label, if its label does not fit into the
+    decoder, or if a column says that its recording does not fit into the encoder's window.
 
     Raises:
         ValueError: If no row can be used.
     """
     columns = getattr(dataset, "column_names", None)
     if columns is not None:
-        wanted = {"id", "whisper_tokens", "whisper_capped", "whisper_language", "whisper_task"}
+        wanted = {"id", "whisper_tokens", "whisper_capped", "whisper_language", "whisper_task", *DURATION_COLUMNS}
         wanted |= {collator.transcript_column, collator.text_column}
         dataset = dataset.select_columns([column for column in columns if column in wanted])
     reasons: dict[str, int] = {}
@@ -154,8 +167,11 @@ def usable_rows(dataset: Any, collator: DataCollatorForDistillation) -> list[int
 
 
 def _problem(sample: Sample, collator: DataCollatorForDistillation) -> str | None:
+    duration = next((sample.row[name] for name in DURATION_COLUMNS if sample.row.get(name) is not None), 0)
+    if duration > collator.window_s:
+        return "recording too long"
     try:
-        collator.sequence(sample)
+        collator.check_label(sample)
     except UnusableLabelError as error:
         return error.reason
     return None

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-ENGLISH_ONLY_VOCABULARY = 51_864
-"""Size of the vocabulary of the ``.en`` checkpoints: their prefix has neither language nor task."""
+ENGLISH_ONLY_END_OF_TEXT = 50_256
+"""Id of ``<|endoftext|>`` in the ``.en`` vocabulary, whose prefix has neither language nor task."""
 
 TIMESTAMP_STEP_S = 0.02
 
@@ -51,8 +51,8 @@ class WhisperTokens:
 
         Args:
             tokenizer: A ``WhisperTokenizer`` (slow or fast).
-            multilingual: Whether the model names a language and a task in its prefix; by default, whether the
-                vocabulary is larger than the English-only one.
+            multilingual: Whether the model names a language and a task in its prefix; by default, whether
+                the vocabulary has languages and is not that of the English-only models.
 
         Raises:
             ValueError: If the tokenizer lacks one of Whisper's special tokens.
@@ -67,20 +67,21 @@ class WhisperTokens:
                 )
             return vocabulary[token]
 
-        timestamp_begin = look_up("<|0.00|>")
+        timestamp_begin, end_of_text = look_up("<|0.00|>"), look_up("<|endoftext|>")
+        codes = [code for code in TO_LANGUAGE_CODE.values() if f"<|{code}|>" in vocabulary]
         return cls(
             start_of_transcript=look_up("<|startoftranscript|>"),
-            end_of_text=look_up("<|endoftext|>"),
+            end_of_text=end_of_text,
             start_of_prev=look_up("<|startofprev|>"),
             no_timestamps=look_up("<|notimestamps|>"),
             no_speech=vocabulary.get("<|nospeech|>", vocabulary.get("<|nocaptions|>")),
             timestamp_begin=timestamp_begin,
             timestamp_end=_last_timestamp(vocabulary, timestamp_begin),
             tasks={task: look_up(f"<|{task}|>") for task in ("transcribe", "translate")},
-            languages={
-                code: vocabulary[f"<|{code}|>"] for code in TO_LANGUAGE_CODE.values() if f"<|{code}|>" in vocabulary
-            },
-            multilingual=len(vocabulary) > ENGLISH_ONLY_VOCABULARY if multilingual is None else multilingual,
+            languages={code: vocabulary[f"<|{code}|>"] for code in codes},
+            multilingual=(
+                bool(codes) and end_of_text != ENGLISH_ONLY_END_OF_TEXT if multilingual is None else multilingual
+            ),
         )
 
     def language_code(self, language: str) -> str:

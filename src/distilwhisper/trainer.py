@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import (
-    EarlyStoppingCallback,
-    EvalPrediction,
-    Seq2SeqTrainer,
-    TrainerCallback,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
-)
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback, WhisperProcessor
+from transformers.trainer_utils import SaveStrategy
 
 from distilwhisper.arguments import DistillationTrainingArguments
 from distilwhisper.cached_inputs import use_state_cache
-from distilwhisper.collator import IGNORE_INDEX, DataCollatorForDistillation
+from distilwhisper.checkpoints import STATE_FILE, last_checkpoint
 from distilwhisper.generation import generate_tokens
-from distilwhisper.metrics import ErrorCounts, count_normalized_errors, count_word_errors
-from distilwhisper.modeling import DistillationStep, Objective, place_teacher
+from distilwhisper.modeling import DistillationStep, Objective, accept_steps, place_teacher
 from distilwhisper.normalizers import get_normalizer
-from distilwhisper.samples import EpochSampler, MapSamples, StreamedSamples, usable_rows
+from distilwhisper.preparation import (
+    adapt_arguments,
+    check_datasets,
+    default_collator,
+    evaluation_samples,
+    find_processor,
+    prepare_models,
+    training_samples,
+)
+from distilwhisper.samples import EpochSampler, MapSamples, StreamedSamples
+from distilwhisper.scoring import WordErrorScorer
 from distilwhisper.student import save_processor
 
-logger = logging.getLogger(__name__)
-
 TERMS = ("kl", "pl", "mse")
+OBJECTIVE = [field.name for field in fields(Objective)]
 
 
 class DistillationTrainer(Seq2SeqTrainer):
@@ -67,6 +70,8 @@ class DistillationTrainer(Seq2SeqTrainer):
     # number of accumulation steps.
     loss_is_scaled_for_ga = True
     control: Any
+    compute_metrics: Any
+    _term_sums: Tensor | None
 
     def __init__(
         self,
@@ -82,32 +87,29 @@ class DistillationTrainer(Seq2SeqTrainer):
         **kwargs: Any,
     ) -> None:
         args = args or DistillationTrainingArguments(output_dir="distilled-student")
-        model, teacher_model = _load(model), _load(teacher_model)
-        if model is None:
-            raise ValueError("model is missing: pass the student that create_student returned, a path or a Hub id")
-        if model.dtype in (torch.float16, torch.bfloat16):
-            logger.info(
-                "the student is trained in float32: updates are too small for the %s it was saved in", model.dtype
-            )
-            model.float()
-        processing_class = processing_class or _find_processor(model, teacher_model)
-        _use_one_gpu(args)
-        if args.freeze_encoder:
-            model.model.encoder.requires_grad_(False)
-        objective = Objective(args.temperature, args.kl_weight, args.pl_weight, args.mse_weight, args.loss_chunk_size)
+        check_datasets(train_dataset, eval_dataset)
+        adapt_arguments(args, train_dataset)
+        model, teacher_model = prepare_models(model, teacher_model, args)
+        processing_class = (
+            processing_class or getattr(data_collator, "processor", None) or find_processor(model, teacher_model)
+        )
+        objective = Objective(**{name: getattr(args, name) for name in OBJECTIVE})
         # Before the teacher changes its dtype: rounding would hide a difference between the encoders.
         self._step = DistillationStep(model, teacher_model, objective)
-        self._step.bind(model)
+        accept_steps(model)
+        data_collator = data_collator or default_collator(processing_class, model, args, train_dataset)
+        language = args.language or getattr(data_collator, "language", None) or "en"
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        self._scorer = WordErrorScorer(tokenizer, get_normalizer(language))
         self._counts_words = compute_metrics is None and args.predict_with_generate
-        data_collator = data_collator or _default_collator(processing_class, model, args, train_dataset)
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator,
-            train_dataset=_training_samples(train_dataset, data_collator),
+            train_dataset=training_samples(train_dataset, data_collator),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=_word_error_metrics if self._counts_words else compute_metrics,
+            compute_metrics=self._scorer.metrics_from_counts if self._counts_words else compute_metrics,
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True  # have the label tokens of the update counted
@@ -115,10 +117,8 @@ class DistillationTrainer(Seq2SeqTrainer):
         if self._step.teacher is not None:
             dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
             place_teacher(self._step.teacher, args.device, dtype, head_only=cached)
-        self._normalize = get_normalizer(args.language or getattr(data_collator, "language", None) or "en")
-        self._term_sums: Tensor | None = None
-        self._terms_logged_at = 0
-        self.add_callback(_EpochAnnouncer(self.train_dataset))
+        self._forget_terms()
+        self.add_callback(_StartOfEpochs(self))
 
     @property
     def teacher_model(self) -> Any:
@@ -135,7 +135,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the loss of a micro-batch, as its share of the whole update's mean over label tokens."""
-        loss, *terms, _ = model(distillation_batch=inputs, num_items=num_items_in_batch)
+        loss, *terms, _ = model(distillation_step=self._step, distillation_batch=inputs, num_items=num_items_in_batch)
         # DDP and FSDP average gradients over processes; the divisor already counts the tokens of all of them.
         scale = 1
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -152,8 +152,12 @@ class DistillationTrainer(Seq2SeqTrainer):
             means = self.accelerator.reduce(self._term_sums, reduction="mean") / updates
             used = {name: getattr(self.args, f"{name}_weight") > 0 for name in TERMS}
             logs |= {f"{name}_loss": value for name, value in zip(TERMS, means.tolist(), strict=True) if used[name]}
-            self._term_sums, self._terms_logged_at = None, self.state.global_step
+            self._forget_terms()
         super().log(logs, *args, **kwargs)
+
+    def _forget_terms(self) -> None:
+        self._term_sums = None
+        self._terms_logged_at = self.state.global_step
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002
         """Return 0: the stock estimate walks all modules at every step, and knows nothing of the teacher."""
@@ -161,7 +165,7 @@ class DistillationTrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         samples = train_dataset or self.train_dataset
-        if not isinstance(samples, MapSamples):
+        if not isinstance(samples, MapSamples) or self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)  # type: ignore[no-any-return]
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         return EpochSampler(samples, seed)
@@ -174,18 +178,14 @@ class DistillationTrainer(Seq2SeqTrainer):
         dataset = self.eval_dataset[name] if name else (self.eval_dataset if eval_dataset is None else eval_dataset)
         if dataset is None:
             raise ValueError("no evaluation set: pass eval_dataset to the trainer or to evaluate()")
-        return super().get_eval_dataloader(self._evaluation_samples(dataset))  # type: ignore[no-any-return]
+        self._eval_dataloaders: dict[str, Any] = {}  # kept with persistent workers, under one key for all sets
+        samples = evaluation_samples(dataset, self.data_collator)
+        return super().get_eval_dataloader(samples)  # type: ignore[no-any-return]
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Return the loader of a test set."""
-        return super().get_test_dataloader(self._evaluation_samples(test_dataset))  # type: ignore[no-any-return]
-
-    def _evaluation_samples(self, dataset: Any) -> Any:
-        if not isinstance(self.data_collator, DataCollatorForDistillation):
-            return dataset
-        if not hasattr(dataset, "__len__"):
-            return StreamedSamples(dataset, self.data_collator, evaluation=True)
-        return MapSamples(dataset, self.data_collator.audio_column, evaluation=True)
+        samples = evaluation_samples(test_dataset, self.data_collator)
+        return super().get_test_dataloader(samples)  # type: ignore[no-any-return]
 
     def evaluate(
         self,
@@ -203,9 +203,10 @@ class DistillationTrainer(Seq2SeqTrainer):
         """
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(sets, Mapping):
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)  # type: ignore[no-any-return]
+            result: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+            return result
         with self._without_early_stopping():
-            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
+            metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         averages = {}
         for metric in ("loss", "wer", "wer_ortho"):
             values = [metrics.get(f"{metric_key_prefix}_{name}_{metric}") for name in sets]
@@ -214,7 +215,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         self.log(dict(averages))
         metrics |= averages
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics  # type: ignore[no-any-return]
+        return metrics
 
     @contextmanager
     def _without_early_stopping(self) -> Iterator[None]:
@@ -248,36 +249,60 @@ class DistillationTrainer(Seq2SeqTrainer):
         inputs = self._prepare_inputs(inputs)
         references, prefix = inputs.pop("reference_ids", None), inputs.pop("prefix_ids", None)
         with torch.no_grad():
-            loss, *_, encoder_states = model(distillation_batch=inputs)
+            loss, *_, encoder_states = model(distillation_step=self._step, distillation_batch=inputs)
         if not self.args.predict_with_generate or prediction_loss_only or prefix is None or references is None:
             return loss, None, None
-        limit = gen_kwargs.get("max_new_tokens") or self.args.generation_max_length
+        student = self.accelerator.unwrap_model(model)
+        settings = gen_kwargs or getattr(self, "_gen_kwargs", {})
+        limit = settings.get("max_new_tokens") or settings.get("max_length") or self.args.generation_max_length
+        limit = min(limit or student.config.max_target_positions, student.config.max_target_positions - prefix.shape[1])
         generated = generate_tokens(
-            self.accelerator.unwrap_model(model),
+            student,
             prefix,
             encoder_hidden_states=encoder_states,
             max_new_tokens=limit,
+            num_beams=settings.get("num_beams") or self.args.generation_num_beams or 1,
         ).ids
         if self._counts_words:
-            counts = self._count_errors(generated, references)
+            counts = torch.tensor(self._scorer.count(generated, references.tolist()), device=loss.device)
             return loss, counts, counts
-        width = max(1, *map(len, generated))
+        # One width for all batches: what fills them up to it later is no token.
         pad = self.data_collator.tokens.end_of_text
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in generated], device=loss.device)
-        return loss, ids, inputs["labels"]
+        ids = torch.tensor([row + [pad] * (limit - len(row)) for row in generated], device=loss.device)
+        return loss, ids, references
 
-    def _count_errors(self, generated: list[list[int]], references: Tensor) -> Tensor:
-        tokenizer = self.data_collator.tokenizer
-        rows = []
-        for hypothesis_ids, reference_ids in zip(generated, references.tolist(), strict=True):
-            hypothesis = tokenizer.decode(hypothesis_ids, skip_special_tokens=True)
-            reference = tokenizer.decode([token for token in reference_ids if token != IGNORE_INDEX])
-            normalized = count_normalized_errors(reference, hypothesis, self._normalize)
-            written = count_word_errors(reference.strip(), hypothesis.strip())
-            rows.append([*_as_row(normalized), *_as_row(written)])
-        return torch.tensor(rows, device=self.args.device)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return generated token ids, the ids of the references, and metrics, as ``Seq2SeqTrainer`` does."""
+        counts, metric = self._counts_words, self.compute_metrics
+        if counts:
+            self._counts_words, self.compute_metrics = False, self._scorer.metrics_from_ids
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self._counts_words, self.compute_metrics = counts, metric
 
-    # ---- saving ------------------------------------------------------------------------------------------------------
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # The word error rate is the default measure, not a duty: metrics of a user's own need not have it.
+        asked = self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST
+        if self.args.metric_for_best_model == "wer" and "eval_wer" not in metrics and not asked:
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
+
+    # ---- saving and resuming -----------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; with ``resume_from_checkpoint=True`` go on from the newest checkpoint that was saved to its end."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"there is no complete checkpoint in {self.args.output_dir} to resume from")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.args.should_save:  # a state of an earlier run would make a checkpoint look complete before it is
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            (folder / STATE_FILE).unlink(missing_ok=True)
+        super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -285,88 +310,19 @@ class DistillationTrainer(Seq2SeqTrainer):
             save_processor(self.processing_class, output_dir or self.args.output_dir)
 
 
-class _EpochAnnouncer(TrainerCallback):
+class _StartOfEpochs(TrainerCallback):
     """Tells the samples which epoch begins, also where the loaders' own chain of wrappers does not reach them."""
 
-    def __init__(self, samples: Any) -> None:
-        self.samples = samples
-        self.next_epoch: int | None = None
+    def __init__(self, trainer: DistillationTrainer) -> None:
+        self.trainer = trainer
+        self.next_epoch = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.trainer._forget_terms()
         self.next_epoch = math.floor(state.epoch or 0)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        if self.next_epoch is not None and hasattr(self.samples, "set_epoch"):
-            self.samples.set_epoch(self.next_epoch)
-            self.next_epoch += 1
-
-
-def _load(model: Any) -> Any:
-    return WhisperForConditionalGeneration.from_pretrained(model) if isinstance(model, str) else model
-
-
-def _find_processor(*models: Any) -> Any:
-    for model in models:
-        if model is not None and model.name_or_path:
-            return WhisperProcessor.from_pretrained(model.name_or_path)
-    raise ValueError(
-        "processing_class is missing and neither model says where it came from; pass "
-        "WhisperProcessor.from_pretrained(<the teacher>)"
-    )
-
-
-def _use_one_gpu(args: DistillationTrainingArguments) -> None:
-    if args.n_gpu > 1:
-        logger.warning(
-            "this process sees %d GPUs and uses one (torch.nn.DataParallel would average wrongly); "
-            "start it with `accelerate launch` to use all",
-            args.n_gpu,
-        )
-        args._n_gpu = 1
-
-
-def _default_collator(
-    processor: Any, model: Any, args: DistillationTrainingArguments, train_dataset: Any
-) -> DataCollatorForDistillation:
-    # References are measured against as the student writes: like its labels, or like Whisper if it is not trained here.
-    columns = getattr(train_dataset, "column_names", None) or ()
-    return DataCollatorForDistillation(
-        processor,
-        language=args.language,
-        task=args.task,
-        timestamp_probability=args.timestamp_probability,
-        condition_on_prev_probability=args.condition_on_prev_probability,
-        max_label_length=min(args.max_label_length, model.config.max_target_positions),
-        multilingual=getattr(model.generation_config, "is_multilingual", None),
-        audio_column=args.audio_column,
-        transcript_column=args.transcript_column,
-        text_column=args.text_column,
-        prompt_column=args.prompt_column,
-        leading_space=train_dataset is None or "whisper_tokens" in columns,
-        seed=args.data_seed if args.data_seed is not None else args.seed,
-    )
-
-
-def _training_samples(dataset: Any, collator: Any) -> Any:
-    if dataset is None or not isinstance(collator, DataCollatorForDistillation):
-        return dataset
-    if not hasattr(dataset, "__len__"):
-        return StreamedSamples(dataset, collator)
-    return MapSamples(dataset, collator.audio_column, rows=usable_rows(dataset, collator))
-
-
-def _as_row(counts: ErrorCounts) -> list[int]:
-    return [counts.hits, counts.substitutions, counts.deletions, counts.insertions]
-
-
-def _word_error_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    sums = np.asarray(prediction.predictions).reshape(-1, 8).sum(0)
-    metrics: dict[str, float] = {}
-    for suffix, (hits, substitutions, deletions, insertions) in (("", sums[:4]), ("_ortho", sums[4:])):
-        counts = ErrorCounts(
-            hits=int(hits), substitutions=int(substitutions), deletions=int(deletions), insertions=int(insertions)
-        )
-        metrics[f"wer{suffix}"] = 100 * counts.wer
-        if not suffix:
-            metrics |= {"ier": 100 * counts.ier, "ser": 100 * counts.ser, "der": 100 * counts.der}
-    return metrics
+        samples = self.trainer.train_dataset
+        if isinstance(samples, (MapSamples, StreamedSamples)):
+            samples.set_epoch(self.next_epoch)
+        self.next_epoch += 1

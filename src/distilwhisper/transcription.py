@@ -109,6 +109,9 @@ class Transcriber:
         self.tokens = WhisperTokens.from_tokenizer(
             self.processor.tokenizer, multilingual=getattr(self.model.generation_config, "is_multilingual", None)
         )
+        if return_timestamps and not hasattr(self.model.generation_config, "no_timestamps_token_id"):
+            # The timestamp rules need it, and configs that were not made for Whisper lack it.
+            self.model.generation_config.no_timestamps_token_id = self.tokens.no_timestamps
         self.language = None if language is None else self.tokens.language_code(language)
         self.task, self.return_timestamps = task, return_timestamps
         if not self.tokens.multilingual:

@@ -4,14 +4,14 @@ python tests/programs/distil.py DATA MODELS --output_dir OUT [training arguments
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from datasets import load_from_disk
 from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor
-from transformers.trainer_utils import get_last_checkpoint
 
-from distilwhisper import DistillationTrainer, DistillationTrainingArguments
+from distilwhisper import DistillationTrainer, DistillationTrainingArguments, last_checkpoint
 
 
 def main() -> None:
@@ -22,18 +22,18 @@ def main() -> None:
         model=WhisperForConditionalGeneration.from_pretrained(f"{models}/student"),
         teacher_model=f"{models}/teacher",
         args=args,
-        train_dataset=dataset,
+        train_dataset=dataset.to_iterable_dataset() if "STREAM" in os.environ else dataset,
         eval_dataset={"all": dataset, "some": dataset.select(range(3))},
         processing_class=WhisperProcessor.from_pretrained(f"{models}/student"),
     )
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None
-    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
     trainer.save_model()
     metrics = trainer.evaluate() if args.do_eval else {}
     if trainer.is_world_process_zero():
         result = {"log": trainer.state.log_history, "metrics": metrics}
         (Path(args.output_dir) / "result.json").write_text(json.dumps(result))
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
