@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import AddedToken, GenerationConfig, WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
@@ -46,7 +47,7 @@ def split(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     """Return the two tokens that were merged to this one: what BPE leaves when only lower ranks are known."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
-        pairs = [ranks.get(left + right, len(ranks)) for left, right in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return parts[0], parts[1]

@@ -24,20 +24,12 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
-from transformers import (
-    GenerationConfig,
-    HfArgumentParser,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
-)
+from teacher_data import LETTERS, TeacherData, prepare
+from teacher_model import alignment_heads, encode, grown, new_model, with_full_vocabulary
+from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.audio import load_audio
-from distilwhisper.synthesis import CorpusConfig, add_noise, babble_noise, synthesize_corpus
-from distilwhisper.tokens import WhisperTokens
-
-FRAMES_PER_S = 100
+from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
 
 
 @dataclass
@@ -59,21 +51,20 @@ class Arguments:
     evaluate: bool = field(default=False, metadata={"help": "Only measure the teacher in output_dir."})
     utterances: int = 12_000
     seed: int = 1
-    noisy_share: float = 0.3
-    prompt_share: float = 0.15
-    timestamp_share: float = 0.5
     batch_size: int = 16
     learning_rate: float = 1e-3
     warmup_steps: int = 150
-    ctc_steps: int = 1_000
+    ctc_steps: int = 1_200
     small_decoder_steps: int = 2_500
-    full_vocabulary_steps: int = 1_200
-    steps: int = 9_000
+    full_vocabulary_steps: int = 800
+    steps: int = 8_000
     decay_share: float = 0.5
     save_steps: int = 500
     threads: int = 1
 
+    @property
     def stages(self) -> list[Stage]:
+        """What the steps are spent on, in order."""
         grown = self.ctc_steps + self.small_decoder_steps
         return [
             Stage(0, 4, ctc_weight=1.0, short_only=True),
@@ -84,173 +75,35 @@ class Arguments:
         ]
 
 
-class Corpus:
-    """Log-mels of all utterances, and the token sequences to learn from them."""
-
-    def __init__(self, args: Arguments, processor: WhisperProcessor) -> None:
-        self.args, self.tokens = args, WhisperTokens.from_tokenizer(processor.tokenizer)
-        folder = args.work_dir / f"corpus-{args.utterances}-{args.seed}"
-        if not (folder / "rows.json").exists():
-            prepare(args, processor, folder)
-        self.mels = np.load(folder / "mels.npy", mmap_mode="r")
-        self.rows = json.loads((folder / "rows.json").read_text())
-        self.texts = [processor.tokenizer(" " + row["text"], add_special_tokens=False).input_ids for row in self.rows]
-        self.by_speaker: dict[str, list[int]] = {}
-        for index, row in enumerate(self.rows):
-            self.by_speaker.setdefault(row["speaker_id"], []).append(index)
-        tokens, seconds = self.tokens, self.mels.shape[-1] // FRAMES_PER_S
-        special = [tokens.start_of_prev, *tokens.prefix("en"), tokens.end_of_text]
-        times = range(tokens.timestamp_begin, tokens.timestamp_begin + 50 * seconds + 1)
-        self.used = sorted({*special, *times, *(token for text in self.texts for token in text)})
-
-    def batches(self, rng: np.random.Generator, short_only: bool) -> list[np.ndarray]:
-        """Return one epoch of batches of utterances of like length."""
-        durations = np.array([row["duration_s"] for row in self.rows])
-        chosen = np.flatnonzero(durations < np.median(durations)) if short_only else np.arange(len(durations))
-        pools = np.array_split(rng.permutation(chosen), max(1, len(chosen) // (32 * self.args.batch_size)))
-        sizes = range(0, max(map(len, pools)), self.args.batch_size)
-        sorted_pools = [pool[np.argsort(durations[pool])] for pool in pools]
-        batches = [pool[at : at + self.args.batch_size] for pool in sorted_pools for at in sizes if at < len(pool)]
-        return [batches[i] for i in rng.permutation(len(batches))]
-
-    def features(self, batch: np.ndarray, rng: np.random.Generator, whole_window: float) -> torch.Tensor:
-        """Return log-mels `[batch, 80, frames]`, cropped and with SpecAugment."""
-        longest = max(self.rows[i]["duration_s"] for i in batch) + rng.uniform(0.05, 0.4)
-        whole = self.mels.shape[-1]
-        frames = whole if rng.random() < whole_window else min(whole, 20 * round(longest * FRAMES_PER_S / 20 + 0.5))
-        mels = self.mels[batch][:, :, :frames].astype(np.float32)
-        for mel in mels:
-            for axis, most in ((0, 12), (0, 12), (1, 20), (1, 20), (1, 20)):
-                width = rng.integers(most + 1)
-                start = rng.integers(mel.shape[axis] - width)
-                mel[(slice(None),) * axis + (slice(start, start + width),)] = 0.0
-        return torch.from_numpy(mels)
-
-    def sequence(self, index: int, rng: np.random.Generator) -> tuple[list[int], int]:
-        """Return all tokens of an utterance, and how many at the start are not to be learnt."""
-        tokens, row, text = self.tokens, self.rows[index], self.texts[index]
-        prompt: list[int] = []
-        if rng.random() < self.args.prompt_share:
-            previous = rng.choice(self.by_speaker[row["speaker_id"]], size=rng.integers(1, 3))
-            prompt = [tokens.start_of_prev, *(token for i in previous for token in self.texts[i])]
-        timestamps = bool(rng.random() < self.args.timestamp_share)
-        if timestamps:
-            first, last = (tokens.timestamp_begin + round(row[f"speech_{end}_s"] * 50) for end in ("start", "end"))
-            text = [first, *text, last]
-        prefix = tokens.prefix("en", "transcribe", timestamps=timestamps)
-        return [*prompt, *prefix, *text, tokens.end_of_text], len(prompt)
-
-
-def prepare(args: Arguments, processor: WhisperProcessor, folder: Path) -> None:
-    """Synthesise the corpus and write its log-mels (float16) and rows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"validation": 0, "test": 0, "ood_accents": 0, "ood_noise": 0}
-    corpus = synthesize_corpus(CorpusConfig(train=args.utterances, seed=args.seed, wrong_share=0, **sizes))["train"]
-    extractor, rng = processor.feature_extractor, np.random.default_rng(args.seed)
-    window = extractor.n_samples
-    noises = [babble_noise(window, rng) for _ in range(60)]
-    mels = np.lib.format.open_memmap(folder / "mels.npy", "w+", np.float16, (len(corpus), 80, window // 160))
-    for index, row in enumerate(tqdm(corpus, desc="Log-mels")):
-        samples = load_audio(row["audio"])
-        if rng.random() < args.noisy_share:
-            babble = np.roll(noises[rng.integers(len(noises))], rng.integers(window))
-            noise = rng.standard_normal(window, np.float32) if rng.random() < 0.5 else babble
-            samples = add_noise(samples, noise[: len(samples)], rng.uniform(5, 40))
-        mels[index] = extractor(samples, sampling_rate=16_000, return_tensors="np").input_features[0]
-    mels.flush()
-    names = ("speaker_id", "duration_s", "speech_start_s", "speech_end_s")
-    rows = [{"text": row["true_text"], **{name: row[name] for name in names}} for row in corpus.remove_columns("audio")]
-    (folder / "rows.json").write_text(json.dumps(rows))
-
-
-def new_model(processor: WhisperProcessor, decoder_layers: int, vocabulary: int) -> WhisperForConditionalGeneration:
-    """Return a model whose tokens have their final ids only if the vocabulary is the whole one."""
-    window = processor.feature_extractor.nb_max_frames
-    generation = GenerationConfig.from_pretrained(processor.tokenizer.name_or_path)
-    special = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-    ids = {name: getattr(generation, name) for name in special} if vocabulary == len(processor.tokenizer) else {}
-    config = WhisperConfig(
-        vocab_size=vocabulary,
-        d_model=128,
-        encoder_layers=4,
-        decoder_layers=decoder_layers,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=512,
-        decoder_ffn_dim=512,
-        max_source_positions=window // 2,
-        dropout=0.0,
-        suppress_tokens=[],
-        **(ids or dict.fromkeys(special, 0)),
-    )
-    model = WhisperForConditionalGeneration(config)
-    model.generation_config = generation
-    return model
-
-
-def grown(model: WhisperForConditionalGeneration, processor: WhisperProcessor, layers: int) -> WhisperForConditionalGeneration:
-    """Return the model with more decoder layers; the new ones are copies that add nothing yet."""
-    result = new_model(processor, layers, model.config.vocab_size)
-    old = model.model.decoder.layers
-    result.model.encoder.load_state_dict(model.model.encoder.state_dict())
-    rest = {k: v for k, v in model.model.decoder.state_dict().items() if not k.startswith("layers.")}
-    result.model.decoder.load_state_dict(rest, strict=False)
-    sources = [place * len(old) // layers for place in range(layers)]
-    for place, layer in enumerate(result.model.decoder.layers):
-        layer.load_state_dict(old[sources[place]].state_dict())
-        if place + 1 < layers and sources[place + 1] == sources[place]:
-            for projection in (layer.self_attn.out_proj, layer.encoder_attn.out_proj, layer.fc2):
-                torch.nn.init.zeros_(projection.weight)
-                torch.nn.init.zeros_(projection.bias)
-    return result
-
-
-def with_full_vocabulary(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, used: list[int], hidden: torch.Tensor
-) -> WhisperForConditionalGeneration:
-    """Return the model with all tokens; those never seen get a row that is unlikely for the given states `[n, d]`."""
-    result = new_model(processor, model.config.decoder_layers, len(processor.tokenizer))
-    old = model.state_dict()
-    mean = hidden.mean(0)
-    rows = -20 * mean / mean.square().sum() + 0.02 * torch.randn(len(processor.tokenizer), len(mean))
-    rows[used] = old["model.decoder.embed_tokens.weight"].float()
-    result.load_state_dict({**old, "model.decoder.embed_tokens.weight": rows, "proj_out.weight": rows})
-    return result
-
-
-def encode(model: WhisperForConditionalGeneration, mels: torch.Tensor) -> torch.Tensor:
-    """Return encoder states of a window of any length, `[batch, frames / 2, d]`."""
-    encoder = model.model.encoder
-    hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mels)))).transpose(1, 2)
-    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    for layer in encoder.layers:
-        hidden = layer(hidden, None)
-    return encoder.layer_norm(hidden)
-
-
 class Training:
     """The state of a run: the model of the present stage, the CTC head, the step."""
 
     def __init__(self, args: Arguments, processor: WhisperProcessor) -> None:
-        self.args, self.processor, self.corpus = args, processor, Corpus(args, processor)
-        self.used, self.stages = self.corpus.used, args.stages()
+        folder = args.work_dir / f"corpus-{args.utterances}-{args.seed}"
+        if not (folder / "rows.json").exists():
+            prepare(processor, folder, args.utterances, args.seed)
+        self.args, self.processor, self.data = args, processor, TeacherData(processor, folder, args.batch_size)
+        self.used, self.stages = self.data.used, args.stages
         self.compact = np.zeros(len(processor.tokenizer), np.int64)
         self.compact[self.used] = np.arange(len(self.used))
         self.step = 0
         self.model = new_model(processor, self.stages[0].decoder_layers, len(self.used))
-        self.ctc = torch.nn.Linear(self.model.config.d_model, len(self.used) + 1)
+        self.ctc = torch.nn.Linear(self.model.config.d_model, len(LETTERS) + 1)
         if (args.work_dir / "state.json").exists():
             self._load()
 
     @property
     def stage(self) -> Stage:
+        """The present stage."""
         return max((stage for stage in self.stages if stage.start <= self.step), key=lambda stage: stage.start)
 
     @property
     def is_compact(self) -> bool:
+        """Whether the model knows only the tokens in use."""
         return self.model.config.vocab_size == len(self.used)
 
     def ids(self, tokens: list[int]) -> torch.Tensor:
+        """Return the ids that the model has for these tokens."""
         return torch.from_numpy(self.compact[tokens] if self.is_compact else np.array(tokens))
 
     def enter_stage(self) -> bool:
@@ -263,6 +116,7 @@ class Training:
         return self.model is not before
 
     def complete(self) -> WhisperForConditionalGeneration:
+        """Return the model with all tokens."""
         if not self.is_compact:
             return self.model
         rng = np.random.default_rng(0)
@@ -272,8 +126,8 @@ class Training:
 
     def states(self, batch: np.ndarray, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return decoder states that have a label `[n, d]`, the labels `[n]`, and the encoder states."""
-        encoded = encode(self.model, self.corpus.features(batch, rng, self.stage.whole_window))
-        sequences = [self.corpus.sequence(int(index), rng) for index in batch]
+        encoded = encode(self.model, self.data.features(batch, rng, self.stage.whole_window))
+        sequences = [self.data.sequence(int(index), rng) for index in batch]
         length = max(len(ids) for ids, _ in sequences) - 1
         inputs = torch.zeros(len(batch), length, dtype=torch.long)
         labels = torch.full((len(batch), length), -100)
@@ -287,7 +141,8 @@ class Training:
         return hidden[labelled], labels[labelled], encoded
 
     def ctc_loss(self, encoded: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
-        texts = [torch.from_numpy(self.compact[self.corpus.texts[index]]) + 1 for index in batch]
+        """Return the loss of the spelling of the utterances, for encoder states `[batch, positions, d]`."""
+        texts = [self.data.letters[index] for index in batch]
         scores = self.ctc(encoded).float().log_softmax(-1).transpose(0, 1)
         lengths = torch.full((len(batch),), scores.shape[0])
         return F.ctc_loss(scores, torch.cat(texts), lengths, torch.tensor([len(t) for t in texts]), zero_infinity=True)
@@ -296,17 +151,19 @@ class Training:
         """Return the losses of the decoder and of the CTC head."""
         stage = self.stage
         if stage.ctc_weight == 1:
-            encoded = encode(self.model, self.corpus.features(batch, rng, stage.whole_window))
+            encoded = encode(self.model, self.data.features(batch, rng, stage.whole_window))
             return torch.zeros(()), self.ctc_loss(encoded, batch)
         hidden, labels, encoded = self.states(batch, rng)
         logits = self.model.proj_out(hidden).float()
         return F.cross_entropy(logits, labels), self.ctc_loss(encoded, batch)
 
     def learning_rate(self, since_change: int) -> float:
+        """Return the rate: up after every change of the model, level, then linearly down to 0."""
         left = (self.args.steps - self.step) / (self.args.steps * self.args.decay_share)
         return self.args.learning_rate * min(1.0, left, (since_change + 1) / self.args.warmup_steps)
 
     def save(self) -> None:
+        """Write a checkpoint; the moments of AdamW are not in it, the rate warms up again after a stop."""
         folder = self.args.work_dir
         save_file({k: v.contiguous() for k, v in self.model.model.state_dict().items()}, folder / "model.safetensors")
         save_file(self.ctc.state_dict(), folder / "ctc.safetensors")
@@ -323,11 +180,22 @@ class Training:
 
     def export(self, folder: Path) -> None:
         """Write the model, in half precision and with its processor, as a directory for `from_pretrained`."""
-        shutil.copytree(self.args.output_dir, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+        if folder != self.args.output_dir:
+            ignored = shutil.ignore_patterns("*.safetensors")
+            shutil.copytree(self.args.output_dir, folder, dirs_exist_ok=True, ignore=ignored)
         state = {name: tensor.half() for name, tensor in self.complete().state_dict().items()}
         model = new_model(self.processor, self.model.config.decoder_layers, len(self.processor.tokenizer)).half()
         model.load_state_dict(state)
+        model.generation_config.alignment_heads = alignment_heads(self.complete().eval(), *self.equally_long())
         model.save_pretrained(folder)
+
+    def equally_long(self, count: int = 32) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Return log-mels and tokens of some utterances with as many tokens each, and the length of the prefix."""
+        lengths = np.array([len(text) for text in self.data.texts])
+        chosen = np.flatnonzero(lengths == np.bincount(lengths).argmax())[:count]
+        prefix = self.data.tokens.prefix("en", "transcribe")
+        tokens = torch.tensor([[*prefix, *self.data.texts[index]] for index in chosen])
+        return torch.from_numpy(self.data.mels[chosen].astype(np.float32)), tokens, len(prefix)
 
 
 def write(args: Arguments, **entry: float) -> None:
@@ -346,10 +214,10 @@ def train(args: Arguments, processor: WhisperProcessor) -> None:
     while run.step < args.steps:
         if run.enter_stage() or optimizer is None:
             parameters = [p for p in (*run.model.parameters(), *run.ctc.parameters()) if p.requires_grad]
-            optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+            optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, fused=True)
             since_change = 0
         rng = np.random.default_rng([args.seed, run.step])
-        batches = batches or run.corpus.batches(rng, run.stage.short_only)
+        batches = batches or run.data.batches(rng, run.stage.short_only)
         with torch.autocast("cpu", torch.bfloat16):
             decoder_loss, ctc_loss = run.losses(batches.pop(), rng)
         weight = run.stage.ctc_weight
@@ -360,7 +228,7 @@ def train(args: Arguments, processor: WhisperProcessor) -> None:
         optimizer.step()
         optimizer.zero_grad()
         run.step, since_change = run.step + 1, since_change + 1
-        sums += (float(decoder_loss), float(ctc_loss))
+        sums += (decoder_loss.item(), ctc_loss.item())
         if run.step % 50 == 0:
             minutes = (time.monotonic() - started) / 60
             decoder, ctc = sums / 50
