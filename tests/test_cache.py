@@ -22,6 +22,7 @@ from distilwhisper.cache import CacheKey, StateCache, StateCacheError, dequantiz
 from distilwhisper.cached_inputs import CachedInputs, cache_pays, inputs_from_cache
 from distilwhisper.caching import cache_states
 from distilwhisper.collator import DataCollatorForDistillation, Sample
+from distilwhisper.modeling import place_teacher
 from distilwhisper.pseudo_labels import PseudoLabeler
 from distilwhisper.samples import MapSamples
 from distilwhisper.shards import Record, ShardReader, ShardWriter
@@ -151,12 +152,14 @@ def first_loss(trainer):
     return trainer.state.log_history[0]["loss"]
 
 
-def test_bfloat16_cache_is_within_rounding_of_float32(tiny_teacher, labelled_dataset, processor, tmp_path):
-    online = first_loss(trainer_for(tiny_teacher, labelled_dataset, processor, tmp_path))
-    half = copy.deepcopy(tiny_teacher).bfloat16()
-    cache_states(half, processor, labelled_dataset, tmp_path / "cache", language="en")
-    cached = first_loss(
-        trainer_for(tiny_teacher, labelled_dataset, processor, tmp_path, state_cache=str(tmp_path / "cache"))
+@pytest.mark.parametrize("mixed", [False, True])
+def test_bfloat16_cache_is_within_rounding_of_online_training(
+    tiny_teacher, labelled_dataset, processor, tmp_path, mixed
+):
+    cache_states(copy.deepcopy(tiny_teacher).bfloat16(), processor, labelled_dataset, tmp_path / "cache", language="en")
+    online, cached = (
+        first_loss(trainer_for(copy.deepcopy(tiny_teacher), labelled_dataset, processor, tmp_path, bf16=mixed, **cache))
+        for cache in ({}, {"state_cache": str(tmp_path / "cache")})
     )
     assert cached == pytest.approx(online, rel=2e-2)
     assert cached != online
@@ -377,6 +380,13 @@ def test_cached_step_runs_neither_encoder_nor_teacher_and_hears_no_audio(
     metrics = trainer.evaluate()  # evaluation sets are not cached: they are heard
     assert metrics["eval_loss"] > 0
     assert {id(module) for module in calls} == {id(parts[0]), id(parts[2])}
+
+
+def test_of_the_teacher_only_the_head_is_placed_for_cached_training(tiny_teacher):
+    place_teacher(tiny_teacher, torch.device("meta"), head_only=True)
+    assert tiny_teacher.proj_out.weight.is_meta
+    assert not any(parameter.is_meta for parameter in tiny_teacher.model.decoder.layers.parameters())
+    assert not any(parameter.requires_grad for parameter in tiny_teacher.parameters())
 
 
 def test_fine_tuning_without_a_teacher_reads_the_encoder_alone(
