@@ -169,7 +169,9 @@ def test_loss_has_its_total_and_its_terms():
     assert distilwhisper.DistillationLoss._fields[:3] == ("total", "kl", "pl")
 
 
-@pytest.mark.parametrize("name", ["FilterReport", "LabelReport", "EvaluationResult", "LatencyResult", "ErrorCounts"])
+@pytest.mark.parametrize(
+    "name", ["CacheReport", "FilterReport", "LabelReport", "EvaluationResult", "LatencyResult", "ErrorCounts"]
+)
 def test_every_result_of_a_stage_can_be_written_as_json(name):
     assert callable(getattr(distilwhisper, name).to_json)
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from distilwhisper.arguments import PRESETS, DistillationTrainingArguments
     from distilwhisper.audio import AudioError, load_audio
     from distilwhisper.benchmarks import LatencyComparison, LatencyResult, compare_latency, measure_latency
+    from distilwhisper.cache import StateCache, StateCacheError
+    from distilwhisper.caching import CacheReport, cache_states
     from distilwhisper.checkpoints import last_checkpoint
     from distilwhisper.collator import DataCollatorForDistillation
     from distilwhisper.evaluation import EvaluationResult, evaluate
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "PRESETS": "arguments",
     "AudioError": "audio",
+    "CacheReport": "caching",
     "DataCollatorForDistillation": "collator",
     "DistillationLoss": "losses",
     "DistillationTrainer": "trainer",
@@ -39,9 +42,12 @@ _MODULES = {
     "LatencyComparison": "benchmarks",
     "LatencyResult": "benchmarks",
     "PseudoLabeler": "pseudo_labels",
+    "StateCache": "cache",
+    "StateCacheError": "cache",
     "Transcriber": "transcription",
     "Transcript": "transcription",
     "WERFilter": "filtering",
+    "cache_states": "caching",
     "compare_latency": "benchmarks",
     "create_student": "student",
     "distillation_loss": "losses",
@@ -58,6 +64,7 @@ __version__ = version("distilwhisper")
 __all__ = [
     "PRESETS",
     "AudioError",
+    "CacheReport",
     "DataCollatorForDistillation",
     "DistillationLoss",
     "DistillationTrainer",
@@ -69,9 +76,12 @@ __all__ = [
     "LatencyComparison",
     "LatencyResult",
     "PseudoLabeler",
+    "StateCache",
+    "StateCacheError",
     "Transcriber",
     "Transcript",
     "WERFilter",
+    "cache_states",
     "compare_latency",
     "create_student",
     "distillation_loss",

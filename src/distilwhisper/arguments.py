@@ -71,6 +71,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         prompt_column: Column of previous text (token ids or text); rows without one are not prompted.
         max_label_length: Longest sequence of prompt and label, in tokens.
         loss_chunk_size: Rows of logits alive at a time in the loss; default: by device.
+        state_cache: Directory that ``cache_states`` or ``PseudoLabeler.label`` filled. Training then reads the
+            encoder's output and the teacher's hidden states instead of audio, and runs neither of the two.
+        state_cache_mode: ``always``, or ``auto`` to use the cache only if it is read faster than the encoder runs.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (paper: 1e-4)."})
@@ -104,6 +107,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     prompt_column: str = field(default="whisper_prompt", metadata={"help": "Column of previous text."})
     max_label_length: int = field(default=448, metadata={"help": "Longest prompt + label, in tokens."})
     loss_chunk_size: int | None = field(default=None, metadata={"help": "Rows of logits alive at a time."})
+    state_cache: str | None = field(default=None, metadata={"help": "Directory of cached encoder and teacher states."})
+    state_cache_mode: str = field(default="always", metadata={"help": "always, or auto: if reading is faster."})
 
     def __post_init__(self) -> None:
         """Check the values and fill in what follows from them."""
@@ -123,6 +128,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if self.kl_weight == self.pl_weight == self.mse_weight == 0:
             raise ValueError("kl_weight, pl_weight and mse_weight are all 0: nothing would be learned")
+        if self.state_cache_mode not in ("always", "auto"):
+            raise ValueError(f"state_cache_mode must be always or auto, not {self.state_cache_mode!r}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
         if self.label_smoothing_factor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,6 +89,23 @@ def audio_duration(value: Any, sampling_rate: int = 16_000) -> float | None:
     except (AudioError, soundfile.SoundFileError):
         return None
     return max(samples.shape, default=0) / rate if samples.size else 0.0
+
+
+def audio_digest(value: Any, sampling_rate: int = 16_000) -> bytes:
+    """Return 16 bytes that stand for a recording: a digest of its file as it is, or else of its samples.
+
+    Args:
+        value: As for :func:`load_audio`.
+        sampling_rate: Rate of samples that come without one, in Hz.
+
+    Raises:
+        AudioError: If there is no usable recording.
+    """
+    source = _source(value)
+    if isinstance(source, Path):
+        source = source.read_bytes()
+    data = source if isinstance(source, bytes) else load_audio(source, sampling_rate).tobytes()
+    return blake2b(data, digest_size=16).digest()
 
 
 def undecoded(dataset: DatasetT, audio_column: str = "audio") -> DatasetT:

@@ -96,6 +96,9 @@ class DataCollatorForDistillation:
         pad_to_multiple_of: Round the length of the label rows up.
         window_s: Length of audio that the model takes, in seconds; default: the feature extractor's.
         seed: Seed of the random draws.
+
+    Attributes:
+        cached_inputs: A ``CachedInputs``, to read what the models would make of training samples, not the recordings.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class DataCollatorForDistillation:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.window_s = processor.feature_extractor.chunk_length if window_s is None else window_s
         self.seed = seed
+        self.cached_inputs: Any = None
 
     def __call__(self, samples: Sequence[Sample | Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the batch.
@@ -139,9 +143,10 @@ class DataCollatorForDistillation:
             samples: Rows, or ``Sample`` objects, which carry epoch and index along.
 
         Returns:
-            ``input_features`` ``[batch, mels, frames]``, ``decoder_input_ids`` ``[batch, tokens]`` and ``labels``
-            ``[batch, tokens]`` (padded with -100); for evaluation also ``prefix_ids`` ``[batch, prefix]``, from which
-            to generate, and ``reference_ids`` ``[batch, text]``, the untruncated reference (padded with -100).
+            ``input_features`` ``[batch, mels, frames]`` (or what ``cached_inputs`` gives), ``decoder_input_ids``
+            ``[batch, tokens]`` and ``labels`` ``[batch, tokens]`` (padded with -100); for evaluation also
+            ``prefix_ids`` ``[batch, prefix]``, from which to generate, and ``reference_ids`` ``[batch, text]``, the
+            untruncated reference (padded with -100).
 
         A training sample whose recording cannot be used is left out of the batch and named in the log: one broken file
         does not end a training of days. An evaluation drops nothing.
@@ -150,14 +155,17 @@ class DataCollatorForDistillation:
             ValueError: If a label cannot be used, or a recording in evaluation, or no recording in training; the
                 message names the sample.
         """
-        wrapped, recordings = self._load(
-            [sample if isinstance(sample, Sample) else Sample(sample, index) for index, sample in enumerate(samples)]
-        )
+        wrapped = [
+            sample if isinstance(sample, Sample) else Sample(sample, index) for index, sample in enumerate(samples)
+        ]
+        cached = self.cached_inputs if wrapped and not wrapped[0].evaluation else None
+        wrapped, recordings = (cached.load if cached else self._load)(wrapped)
         sequences = [self.sequence(sample) for sample in wrapped]
         length = max(len(ids) for ids, _ in sequences) - 1
         length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        inputs = cached.states(recordings, sequences, length) if cached else self._features(recordings)
         batch = {
-            "input_features": self._features(recordings),
+            **inputs,
             "decoder_input_ids": _pad([ids[:-1] for ids, _ in sequences], self.tokens.end_of_text, length),
             "labels": _pad([_labels(ids, prompt) for ids, prompt in sequences], IGNORE_INDEX, length),
         }
@@ -295,14 +303,14 @@ class DataCollatorForDistillation:
     def _sampling_rate(self) -> int:
         return int(self.processor.feature_extractor.sampling_rate)
 
-    def _features(self, recordings: Sequence[Samples]) -> Tensor:
+    def _features(self, recordings: Sequence[Samples]) -> dict[str, Tensor]:
         features: Tensor = self.processor.feature_extractor(
             recordings,
             sampling_rate=self._sampling_rate,
             max_length=round(self.window_s * self._sampling_rate),
             return_tensors="pt",
         ).input_features
-        return features
+        return {"input_features": features}
 
     def _encode_text(self, text: str, language: str | None) -> list[int]:
         spaced = (language or self.language) not in UNSPACED_LANGUAGES

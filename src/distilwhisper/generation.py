@@ -64,6 +64,17 @@ def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Te
 
 
 @torch.inference_mode()
+def decode(model: WhisperForConditionalGeneration, decoder_input_ids: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    """Return the decoder's last hidden states ``[batch, tokens, d_model]`` of ids ``[batch, tokens]``."""
+    with _evaluating(model):
+        return model.model.decoder(  # type: ignore[no-any-return]
+            input_ids=decoder_input_ids.to(model.device),
+            encoder_hidden_states=encoder_hidden_states.to(model.device, model.dtype),
+            use_cache=False,
+        ).last_hidden_state
+
+
+@torch.inference_mode()
 def detect_languages(
     model: WhisperForConditionalGeneration,
     tokens: WhisperTokens,

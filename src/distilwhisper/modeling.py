@@ -153,13 +153,15 @@ class DistillationStep:
             batch: ``input_features`` ``[batch, mels, frames]``, ``decoder_input_ids`` and ``labels`` ``[batch,
                 tokens]``.
                 Without ``decoder_input_ids``, as from the collators of other projects, the labels are shifted right.
+                From a cache: ``encoder_states`` ``[batch, frames, d_model]`` instead of ``input_features``, and
+                ``teacher_hidden`` ``[batch, tokens, d_model]``, the teacher's last hidden states.
             num_items: Label tokens of the whole update; default: the batch's own.
         """
         if "decoder_input_ids" not in batch:
             config = student.config
             shifted = shift_tokens_right(batch["labels"], config.pad_token_id, config.decoder_start_token_id)
             batch = {**batch, "decoder_input_ids": shifted}
-        encoder_states = self._encode(student, batch["input_features"])
+        encoder_states = self._encoder_states(student, batch)
         with _layer_outputs(student.model.decoder, range(len(self.matched_layers))) as student_layers:
             hidden = _decode(student, encoder_states, batch["decoder_input_ids"])
         teacher_hidden, teacher_layers = self._teacher_states(batch, encoder_states)
@@ -186,6 +188,10 @@ class DistillationStep:
             loss = loss + self.objective.mse_weight * mse
         return StepOutput(loss, kl, pl, mse.detach(), None if student.training else encoder_states.detach())
 
+    def _encoder_states(self, student: Any, batch: dict[str, Tensor]) -> Tensor:
+        cached = batch.get("encoder_states")
+        return self._encode(student, batch["input_features"]) if cached is None else cached.to(student.dtype)
+
     def _encode(self, student: Any, input_features: Tensor) -> Tensor:
         encoder = student.model.encoder
         if self.freeze_encoder:
@@ -200,6 +206,10 @@ class DistillationStep:
         if self.teacher is None:
             return None, []
         teacher = self.teacher
+        if "teacher_hidden" in batch:
+            return batch["teacher_hidden"].to(teacher.proj_out.weight.dtype), []
+        if teacher.device != encoder_states.device:
+            teacher.to(encoder_states.device)  # placed with its head alone
         if not self.shares_encoder:
             features = batch["input_features"].to(teacher.model.encoder.conv1.weight.dtype)
             encoder_states = teacher.model.encoder(features).last_hidden_state
@@ -234,15 +244,20 @@ def accept_steps(student: Any) -> None:
     student.forward = types.MethodType(forward, student)
 
 
-def place_teacher(teacher: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+def place_teacher(
+    teacher: Any, device: torch.device, dtype: torch.dtype | None = None, *, head_only: bool = False
+) -> Any:
     """Move a teacher to its device (and dtype), in evaluation mode, without gradients.
 
     It is neither wrapped nor registered: it has no gradients to average and must not appear in checkpoints. Without a
-    dtype it keeps its own, but a CPU computes in float32 what was saved in float16.
+    dtype it keeps its own, but a CPU computes in float32 what was saved in float16. With ``head_only`` all but the
+    output head stays where it is until a batch without cached states needs it.
     """
     if dtype is None and teacher.dtype == torch.float16 and device.type == "cpu":
         dtype = torch.float32
-    return teacher.to(device=device, dtype=dtype or teacher.dtype).eval().requires_grad_(False)
+    teacher.to(dtype=dtype or teacher.dtype).eval().requires_grad_(False)
+    (teacher.proj_out if head_only else teacher).to(device)
+    return teacher
 
 
 def _decode(model: Any, encoder_states: Tensor, decoder_input_ids: Tensor) -> Tensor:

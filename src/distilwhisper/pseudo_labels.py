@@ -13,10 +13,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from datasets.utils import tqdm
+from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.audio import AudioError, undecoded
-from distilwhisper.transcription import Transcriber, Transcript
+from distilwhisper.caching import StateRecorder, training_collator
+from distilwhisper.collator import Sample
+from distilwhisper.transcription import OnBatch, Transcriber, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +151,8 @@ class PseudoLabeler:
         id_column: str | None = None,
         speaker_column: str | None = None,
         num_workers: int = 0,
+        cache_dir: str | Path | None = None,
+        encoder_dtype: str = "model",
     ) -> DatasetT:
         """Label a data set.
 
@@ -161,6 +166,9 @@ class PseudoLabeler:
             speaker_column: Column of speakers. With it, rows get ``whisper_prompt``: the text tokens of the
                 row before, where that has the same speaker and a label. Rows of a speaker should be in order.
             num_workers: Threads that read recordings while the model runs.
+            cache_dir: Directory for the encoder's output and the teacher's hidden states on the labels, which the
+                training then need not compute (``state_cache``); default nowhere.
+            encoder_dtype: Form of the encoder's output there: ``model``, as computed, or ``int8``.
 
         Returns:
             The rows that got a label, in order, with all their columns and those of ``LABEL_FEATURES``;
@@ -178,11 +186,17 @@ class PseudoLabeler:
         names = _Names(audio_column, text_column, id_column, speaker_column)
         self.set_aside, self.report = [], LabelReport()
         started = time.perf_counter()
+        recorder = None
+        if cache_dir is not None:
+            collator = training_collator(self.transcriber, audio_column=audio_column)
+            recorder = StateRecorder(
+                self.transcriber, cache_dir, collator, encoder_dtype=encoder_dtype, num_workers=num_workers
+            )
         if isinstance(dataset, DatasetDict):
-            parts = {split: self._label(part, names, num_workers, split) for split, part in dataset.items()}
+            parts = {split: self._label(part, names, num_workers, recorder, split) for split, part in dataset.items()}
             labelled = DatasetDict(parts)
         else:
-            labelled = self._label(dataset, names, num_workers)
+            labelled = self._label(dataset, names, num_workers, recorder)
         self.report.elapsed_s = time.perf_counter() - started
         logger.info("%s", self.report)
         if output_dir is not None:
@@ -195,27 +209,41 @@ class PseudoLabeler:
         return labelled
 
     def label_rows(
-        self, rows: Iterable[tuple[int, Any]], *, num_workers: int = 0
+        self, rows: Iterable[tuple[int, Any]], *, num_workers: int = 0, on_batch: OnBatch | None = None
     ) -> Iterator[tuple[int, Transcript | AudioError]]:
         """Label a stream of numbered recordings.
 
         Args:
             rows: Pairs of a number and anything :func:`~distilwhisper.audio.load_audio` reads.
             num_workers: Threads that read recordings while the model runs.
+            on_batch: Called with numbers, labels and encoder outputs of each batch.
 
         Yields:
             Number and label, or number and problem; each number once, not in order.
         """
-        return self.transcriber.transcribe_many(rows, num_workers=num_workers)
+        return self.transcriber.transcribe_many(rows, num_workers=num_workers, on_batch=on_batch)
 
-    def _label(self, dataset: Dataset, names: _Names, num_workers: int, split: str | None = None) -> Dataset:
+    def _label(
+        self,
+        dataset: Dataset,
+        names: _Names,
+        num_workers: int,
+        recorder: StateRecorder | None,
+        split: str | None = None,
+    ) -> Dataset:
         data = undecoded(dataset, names.audio).with_format(None)
         names.check(data)
         recordings = enumerate(row[names.audio] for row in data.select_columns(names.audio))
         labels: list[Transcript | None] = [None] * len(data)
         problems: dict[int, AudioError] = {}
+
+        def record(indices: Sequence[int], transcripts: list[Transcript], states: Tensor) -> None:
+            labelled = zip(indices, transcripts, strict=True)
+            if recorder is not None:
+                recorder.record([Sample({**data[i], **_columns(label)}, i) for i, label in labelled], states)
+
         with tqdm(total=len(data), desc=split or "pseudo-labels", unit="clip") as progress:
-            for index, result in self.label_rows(recordings, num_workers=num_workers):
+            for index, result in self.label_rows(recordings, num_workers=num_workers, on_batch=record):
                 if isinstance(result, AudioError):
                     problems[index] = result
                 else:
@@ -227,7 +255,11 @@ class PseudoLabeler:
         self._count(data, labels, names.text)
         self.report.set_aside.update(problem.reason for problem in problems.values())
         prompts = self._prompts(labels, data[names.speaker]) if names.speaker else None
-        return _with_labels(data, labels, prompts)
+        result = _with_labels(data, labels, prompts)
+        if recorder is not None:
+            recorder.record_all(result)  # sequences with prompts, which take the label of the row before
+            logger.info("%s", recorder.report)
+        return result
 
     def _prompts(self, labels: Sequence[Transcript | None], speakers: Iterable[Any]) -> list[list[int]]:
         """Return the text that the same speaker said in the row before, as tokens; nothing if another did."""
@@ -264,6 +296,10 @@ class _Names(NamedTuple):
     def identify(self, data: Dataset, index: int) -> Any:
         name = self.id or "id"
         return data[name][index] if name in data.column_names else index
+
+
+def _columns(label: Transcript) -> dict[str, Any]:
+    return {name: getattr(label, _FIELDS[name]) for name in LABEL_FEATURES}
 
 
 def _with_labels(data: Dataset, labels: Sequence[Transcript | None], prompts: list[list[int]] | None) -> Dataset:

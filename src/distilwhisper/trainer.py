@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback,
 from transformers.trainer_utils import SaveStrategy
 
 from distilwhisper.arguments import DistillationTrainingArguments
+from distilwhisper.cached_inputs import use_state_cache
 from distilwhisper.checkpoints import STATE_FILE, last_checkpoint
 from distilwhisper.generation import generate_tokens
 from distilwhisper.modeling import DistillationStep, Objective, accept_steps, place_teacher
@@ -112,9 +113,10 @@ class DistillationTrainer(Seq2SeqTrainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = True  # have the label tokens of the update counted
+        cached = use_state_cache(args, self.model, self._step.teacher, data_collator, self.train_dataset)
         if self._step.teacher is not None:
             dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-            place_teacher(self._step.teacher, args.device, dtype)
+            place_teacher(self._step.teacher, args.device, dtype, head_only=cached)
         self._forget_terms()
         self.add_callback(_StartOfEpochs(self))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -60,6 +60,9 @@ class Transcript:
     compression_ratio: float
     capped: bool
     duration_s: float
+
+
+OnBatch = Callable[[Sequence[Any], list[Transcript], Tensor], None]
 
 
 class Transcriber:
@@ -160,7 +163,11 @@ class Transcriber:
         return [found[index] for index in sorted(found)]
 
     def transcribe_many(
-        self, recordings: Iterable[tuple[Key, Any]], *, num_workers: int = 0
+        self,
+        recordings: Iterable[tuple[Key, Any]],
+        *,
+        num_workers: int = 0,
+        on_batch: OnBatch | None = None,
     ) -> Iterator[tuple[Key, Transcript | AudioError]]:
         """Transcribe a stream of recordings; a bad one yields its error and stops nothing.
 
@@ -169,6 +176,7 @@ class Transcriber:
         Args:
             recordings: Pairs of a name and whatever :func:`~distilwhisper.audio.load_audio` reads.
             num_workers: Threads that read and resample while the model runs; 0 for none.
+            on_batch: Called with the names, transcripts and encoder outputs of each batch.
 
         Yields:
             Pairs of name and result, not in the order of the stream.
@@ -187,8 +195,11 @@ class Transcriber:
             for start in range(0, len(good), self.batch_size):
                 keys, batch = zip(*good[start : start + self.batch_size], strict=True)
                 durations = [len(samples) / self.sampling_rate for samples in batch]
-                features = self.extract_features(batch)
-                yield from zip(keys, self.transcribe_features(features, durations, head=head), strict=True)
+                states = encode(self.model, self.extract_features(batch))
+                transcripts = self._transcribe_states(states, durations, head)
+                if on_batch is not None:
+                    on_batch(keys, transcripts, states)
+                yield from zip(keys, transcripts, strict=True)
 
     def extract_features(self, audio: Sequence[Samples]) -> Tensor:
         """Return the log-mel features of recordings, padded to the window: ``[recordings, mels, frames]``.
@@ -216,8 +227,10 @@ class Transcriber:
             durations_s: Lengths of the recordings, in seconds; default the window.
             head: What :func:`output_head` returned for this model, where many batches follow.
         """
-        head = head or self._output_head()
-        states = encode(self.model, input_features)
+        durations = durations_s or [self.window_s] * len(input_features)
+        return self._transcribe_states(encode(self.model, input_features), durations, head or self._output_head())
+
+    def _transcribe_states(self, states: Tensor, durations_s: Sequence[float], head: Head) -> list[Transcript]:
         languages = [self.language] * len(states)
         if self.language is None:
             languages = list(detect_languages(self.model, self.tokens, states, head=head))
@@ -231,10 +244,9 @@ class Transcriber:
             no_speech_token=self.tokens.no_speech,
             head=head,
         )
-        durations = durations_s or [self.window_s] * len(states)
         return [
             self._transcript(generated, row, language or "en", duration)
-            for row, (language, duration) in enumerate(zip(languages, durations, strict=True))
+            for row, (language, duration) in enumerate(zip(languages, durations_s, strict=True))
         ]
 
     def _output_head(self) -> Head:
