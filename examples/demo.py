@@ -52,11 +52,11 @@ class Arguments:
     filter: str = field(default="on", metadata={"help": "on, or off to train on every label."})
     threshold: float = field(default=0.10, metadata={"help": "Highest word error rate of a label that is kept."})
     decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of the student."})
-    train_samples: int = field(default=2_000, metadata={"help": "Utterances to label and train on."})
+    train_samples: int = field(default=3_000, metadata={"help": "Utterances to label and train on."})
     test_samples: int = field(default=150, metadata={"help": "Utterances of each test set."})
-    steps: int = field(default=600, metadata={"help": "Updates."})
+    steps: int = field(default=1_500, metadata={"help": "Updates."})
     batch_size: int = field(default=16, metadata={"help": "Samples of an update."})
-    learning_rate: float = field(default=5e-4, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     seed: int = field(default=1, metadata={"help": "Of the corpus and of the training."})
 
 
@@ -95,7 +95,7 @@ class Bar(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
-def train(args: Arguments, student: Path, labels: Path, validation: Dataset, folder: Path) -> None:
+def train(args: Arguments, student: Path, labels: Path, states: Path, validation: Dataset, folder: Path) -> None:
     settings = DistillationTrainingArguments(
         output_dir=str(folder),
         max_steps=args.steps,
@@ -110,6 +110,8 @@ def train(args: Arguments, student: Path, labels: Path, validation: Dataset, fol
         save_steps=max(1, args.steps // 4),
         save_total_limit=2,
         load_best_model_at_end=True,
+        timestamp_probability=0.2,
+        state_cache=str(states),
         generation_max_length=MAX_NEW_TOKENS,
         language="en",
         report_to="none",
@@ -169,7 +171,7 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
     sizes = dict.fromkeys(["test", *OUT_OF_DISTRIBUTION], args.test_samples)
-    corpus_config = CorpusConfig(train=args.train_samples, validation=100, seed=args.seed, **sizes)
+    corpus_config = CorpusConfig(train=args.train_samples, validation=100, seed=args.seed, noise_snr_db=20.0, **sizes)
     corpus_dir = stages.run(
         "corpus", lambda folder: synthesize_corpus(corpus_config).save_to_disk(folder), **asdict(corpus_config)
     )
@@ -184,7 +186,9 @@ def main() -> None:
     def label(folder: Path) -> None:
         labeler = PseudoLabeler(args.teacher, language="en", return_timestamps=True, batch_size=32)
         # In order of speakers, so that a label can have the speaker's words before it as prompt.
-        labeler.label(corpus["train"].sort("speaker_id"), folder, speaker_column="speaker_id")
+        # What encoder and teacher compute here is kept, so that the training need not compute it again in every epoch.
+        corpus_by_speaker = corpus["train"].sort("speaker_id")
+        labeler.label(corpus_by_speaker, folder, speaker_column="speaker_id", cache_dir=folder / "states")
         print(labeler.report)
 
     labels_dir = stages.run("labels", label)
@@ -201,7 +205,7 @@ def main() -> None:
     kept_dir = stages.run("kept", keep, threshold=args.threshold, filter=args.filter)
     distilled_dir = stages.run(
         "distilled",
-        lambda folder: train(args, student_dir, kept_dir, corpus["validation"], folder),
+        lambda folder: train(args, student_dir, kept_dir, labels_dir / "states", corpus["validation"], folder),
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
