@@ -167,19 +167,24 @@ def plot_label_histogram(
     return _svg(draw, description)
 
 
-def plot_trade_off(points: Mapping[str, tuple[float, float]], label: str, description: str) -> str:
+def plot_trade_off(
+    points: Mapping[str, tuple[float, float]], label: str, description: str, *, models: Sequence[str] = ()
+) -> str:
     """Draw word error rate against latency, a point for each model.
 
     Args:
         points: Model to milliseconds and word error rate in percent.
         label: Name of the vertical axis.
         description: The figure in words.
+        models: All models of the page, so that each keeps its colour; default: those with a point.
     """
+    names = list(models or points)
     longest = max(latency for latency, _ in points.values())
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for number, (name, (latency, rate)) in enumerate(points.items()):
+        for name, (latency, rate) in points.items():
+            number = names.index(name)
             style = {"marker": _MARKERS[number % len(_MARKERS)], "color": COLORS[number % len(COLORS)]}
             axes.plot(latency, rate, markersize=8, clip_on=False, **style)
             right = latency > longest / 2

@@ -233,7 +233,8 @@ def _accuracy_section(report: DistillationReport) -> str:
     points = {model.name: (latency, 100 * _average(model, sets)) for model, latency in timed}
     if points:
         told = ", ".join(f"{name} {ms:.0f} ms and {rate:.1f} %" for name, (ms, rate) in points.items())
-        chart = plot_trade_off(points, f"WER {where} (%)", f"Word error rate against latency: {told}.")
+        described = f"Word error rate against latency: {told}."
+        chart = plot_trade_off(points, f"WER {where} (%)", described, models=list(rates))
         figures.append(figure(chart, "Word error rate against latency", "Lower left is better."))
     return section("Accuracy and speed", grid(*figures))
 
@@ -243,7 +244,7 @@ def _training_section(report: DistillationReport) -> Iterator[str]:
     rates = read_curves(report.training_log, r"eval_(?:(.+)_)?wer", {"": "average" if len(report.sets) > 1 else "WER"})
     figures = []
     if losses:
-        chart = plot_curves(losses, "loss", "Training loss by step")
+        chart = plot_curves(losses, "loss", "Training loss by step", logarithmic=True)
         figures.append(figure(chart, "Training loss", "The terms as logged, before they are weighted into the total."))
     if rates:
         chart = plot_curves(rates, "WER (%)", "Validation WER by step, in percent", logarithmic=True)
