@@ -45,7 +45,7 @@ def test_several_sets_are_averaged_set_by_set(transcriber, heard):
 
 
 def test_every_sample_is_scored_or_accounted_for(transcriber, heard):
-    """Guards P4 and P11, and T15 and E2: nothing is left out unseen, and no length filter shortens the set."""
+    """Guards P4, P11, T15, E1 and E2: nothing is left out unseen; no length filter, no tracker."""
     window = encoded(tone(transcriber.window_s))
     too_long = encoded(tone(transcriber.window_s + 0.1))
     audio = [RECORDINGS[0], b"no audio", RECORDINGS[1], None, too_long, RECORDINGS[2], window]

@@ -205,6 +205,7 @@ def test_three_dimensional_and_non_contiguous_inputs_are_flattened():
 
 
 def test_no_tensor_of_rows_by_vocabulary_is_kept_for_the_backward():
+    """Guards C2: five copies of all logits were alive at once."""
     hidden, head, *teacher, labels = problem(rows=64, vocabulary=500)
     shapes = []
     with torch.autograd.graph.saved_tensors_hooks(

@@ -15,7 +15,6 @@ import torch
 from conftest import SENTENCES, audio_dataset, encoded, tiny_whisper, tone
 from datasets import concatenate_datasets
 from safetensors.torch import load_file
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     EarlyStoppingCallback,
@@ -123,6 +122,7 @@ def test_student_learns_its_labels(tiny_teacher, data, processor, tmp_path):
 
 
 def test_each_term_is_logged_and_they_add_up(tiny_teacher, data, processor, tmp_path):
+    """Guards U10: the logged loss was that of the last micro-batch of one process, without its terms."""
     trainer = trainer_for(tiny_teacher, data, processor, tmp_path, mse_weight=0.5, logging_steps=2)
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -198,7 +198,7 @@ def test_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
 
 
 def test_checkpoint_is_a_complete_student_without_the_teacher(tiny_teacher, data, processor, tmp_path):
-    """Guards C6 and dw#140: teachers in checkpoints, and checkpoints that do not load."""
+    """Guards C5, C6 and dw#140: teachers that are wrapped and saved, and checkpoints that do not load."""
     trainer = trainer_for(tiny_teacher, data, processor, tmp_path, save_strategy="steps", save_steps=4)
     trainer.train()
     checkpoint = tmp_path / "run" / "checkpoint-4"
@@ -212,7 +212,7 @@ def test_checkpoint_is_a_complete_student_without_the_teacher(tiny_teacher, data
     reloaded = WhisperProcessor.from_pretrained(checkpoint)
     assert reloaded.tokenizer.normalize("It's colour") == "it is color"
     assert (checkpoint / "preprocessor_config.json").exists()
-    assert not isinstance(trainer.teacher_model, nn.parallel.DistributedDataParallel)
+    assert not any(trainer.teacher_model in prepared.modules() for prepared in trainer.accelerator._models)
     assert all(not parameter.requires_grad for parameter in trainer.teacher_model.parameters())
 
 
@@ -274,7 +274,7 @@ def test_loss_alone_is_evaluated_without_generation(tiny_teacher, data, processo
 
 
 def test_evaluation_counts_empty_references_and_drops_nothing(tiny_teacher, processor, tmp_path):
-    """Guards P4 and T15: sets were silently reduced, or ended in an index error."""
+    """Guards P4, T15 and U7: sets were silently reduced, or ended in an error about empty references."""
     window = processor.feature_extractor.chunk_length
     data = audio_dataset([encoded(tone(1)), encoded(tone(window))], text=["", SENTENCES[0]], id=["empty", "exact"])
     trainer = trainer_for(tiny_teacher, None, processor, tmp_path, eval_dataset=data, generation_max_length=8)
@@ -293,6 +293,26 @@ def test_best_checkpoint_and_early_stopping_follow_the_word_error_rate(tiny_teac
     assert trainer.state.global_step == 2  # nothing is learned, so the second evaluation is no better
     averages = [entry["eval_wer"] for entry in trainer.state.log_history if "eval_wer" in entry]
     assert trainer.state.best_metric == averages[0]
+
+
+def test_fewer_samples_than_a_batch_holds_are_trained_on(tiny_teacher, data, processor, tmp_path):
+    """Guards U4: no whole batch meant no step in an epoch, and a division by it."""
+    few = data.select(range(2))
+    trainer = trainer_for(tiny_teacher, few, processor, tmp_path, max_steps=-1, num_train_epochs=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_columns_may_have_any_name(tiny_teacher, data, processor, tmp_path):
+    """Guards U9: some names were options, and others were fixed whatever the option said."""
+    names = {"audio": "sound", "whisper_transcript": "label", "text": "said", "whisper_prompt": "before"}
+    renamed = data.remove_columns("whisper_tokens").rename_columns(names)
+    trainer = trainer_for(
+        tiny_teacher, renamed, processor, tmp_path, eval_dataset=renamed.select(range(2)), generation_max_length=8,
+        audio_column="sound", transcript_column="label", text_column="said", prompt_column="before", max_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    assert np.isfinite(trainer.evaluate()["eval_wer"])
 
 
 def test_samples_without_a_usable_label_are_left_out_and_counted(tiny_teacher, data, processor, tmp_path, caplog):
