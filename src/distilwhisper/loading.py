@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,25 @@ def load_speech(
     else:
         data = load_dataset(str(source), config, split=split, **kwargs)
     return undecoded(data, audio_column)
+
+
+def load_named(entries: Sequence[str]) -> dict[str, Any]:
+    """Return data sets by name.
+
+    Args:
+        entries: ``name=source`` or ``name=source:split`` each; what stands for a source is said at :func:`load_speech`.
+
+    Raises:
+        ValueError: If an entry has no name, or two have the same.
+    """
+    sets: dict[str, Any] = {}
+    for entry in entries:
+        name, separator, source = entry.partition("=")
+        if not separator or not name or name in sets:
+            raise ValueError(f"sets are given as name=source or name=source:split, each name once, not {entry!r}")
+        source, _, split = source.partition(":")
+        sets[name] = load_speech(source, split or None)
+    return sets
 
 
 def _is_no_hub_id(source: str) -> bool:

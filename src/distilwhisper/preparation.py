@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperProcessor
 
 from distilwhisper.arguments import DistillationTrainingArguments
 from distilwhisper.collator import DataCollatorForDistillation
+from distilwhisper.models import load_whisper
 from distilwhisper.samples import MapSamples, StreamedSamples, usable_rows
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def prepare_models(student: Any, teacher: Any, args: DistillationTrainingArgumen
 
 def _load(model: Any) -> Any:
     if isinstance(model, (str, Path)):
-        return WhisperForConditionalGeneration.from_pretrained(model)
+        return load_whisper(model)
     return model
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
+from distilwhisper.models import load_whisper
+
 
 class _DefaultCount(int):
     """A default number that can be told from the same number given by the caller."""
@@ -118,7 +120,7 @@ def _load_teacher(
     teacher: WhisperForConditionalGeneration | str | Path, dtype: torch.dtype | None, options: dict[str, Any]
 ) -> WhisperForConditionalGeneration:
     if isinstance(teacher, (str, Path)):
-        return WhisperForConditionalGeneration.from_pretrained(teacher, dtype=dtype or "auto", **options)
+        return load_whisper(teacher, dtype, **options)
     if not isinstance(teacher, WhisperForConditionalGeneration):
         raise TypeError(
             f"the teacher must be a WhisperForConditionalGeneration, a path or a Hub id, not {type(teacher).__name__}"

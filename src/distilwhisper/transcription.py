@@ -24,6 +24,7 @@ from distilwhisper.generation import (
     generate_tokens,
     output_head,
 )
+from distilwhisper.models import load_whisper
 from distilwhisper.tokens import WhisperTokens
 
 Key = TypeVar("Key", bound=Hashable)
@@ -303,7 +304,7 @@ class Transcriber:
 
 def _load_model(model: Any, dtype: torch.dtype | None, device: Any, options: dict[str, Any]) -> Any:
     if isinstance(model, (str, Path)):
-        model = WhisperForConditionalGeneration.from_pretrained(model, dtype=dtype or "auto", **options).eval()
+        model = load_whisper(model, dtype, **options).eval()
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         if dtype is None and model.dtype == torch.float16 and torch.device(device).type == "cpu":

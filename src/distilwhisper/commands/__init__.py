@@ -1,0 +1,1 @@
+"""The commands of ``distilwhisper``, one a module: options as dataclasses, and ``run``, which returns what to print."""

@@ -1,0 +1,68 @@
+r"""Transcribe a data set with the teacher.
+
+distilwhisper pseudo-label --model openai/whisper-large-v3 --dataset mozilla-foundation/common_voice_17_0 --config de \
+    --split train --language de --text_column sentence --output_dir labels --batch_size 64 --dtype bfloat16
+distilwhisper pseudo-label --model examples/teacher --dataset recordings/ --language en --output_dir outputs/labels
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from distilwhisper.loading import load_speech
+from distilwhisper.pseudo_labels import PseudoLabeler
+
+
+@dataclass
+class Arguments:
+    """Options of the command."""
+
+    model: str = field(metadata={"help": "Hub id or local path of the teacher."})
+    dataset: str = field(metadata={"help": "Hub id, saved data set, parquet, jsonl manifest or folder of recordings."})
+    output_dir: str = field(metadata={"help": "Where the labelled data set is saved."})
+    config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    split: str | None = field(default=None, metadata={"help": "Split, or several joined with +."})
+    language: str | None = field(default=None, metadata={"help": "Language; default: detected for each recording."})
+    task: str = field(default="transcribe", metadata={"help": "transcribe or translate."})
+    return_timestamps: bool = field(default=True, metadata={"help": "Label with timestamps."})
+    num_beams: int = field(default=1, metadata={"help": "1 is greedy."})
+    batch_size: int = field(default=16, metadata={"help": "Recordings at a time."})
+    dtype: str = field(
+        default="float32", metadata={"choices": ["float32", "bfloat16", "float16"], "help": "Precision."}
+    )
+    audio_column: str = field(default="audio", metadata={"help": "Column of the recordings."})
+    text_column: str = field(
+        default="text", metadata={"help": "Column of the reference transcripts, if there are any."}
+    )
+    id_column: str | None = field(default=None, metadata={"help": "Column that names the recordings in reports."})
+    speaker_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of speakers; with it, labels get the speaker's previous text as prompt."},
+    )
+
+
+OPTIONS = (Arguments,)
+
+
+def run(args: Arguments) -> str:
+    """Label and save; return what became of the recordings."""
+    labeler = PseudoLabeler(
+        args.model,
+        language=args.language,
+        task=args.task,
+        return_timestamps=args.return_timestamps,
+        num_beams=args.num_beams,
+        batch_size=args.batch_size,
+        dtype=getattr(torch, args.dtype),
+    )
+    labeler.label(
+        load_speech(args.dataset, args.split, config=args.config, audio_column=args.audio_column),
+        args.output_dir,
+        audio_column=args.audio_column,
+        text_column=args.text_column,
+        id_column=args.id_column,
+        speaker_column=args.speaker_column,
+    )
+    return f"{labeler.report}\nsaved in {args.output_dir}"
