@@ -12,10 +12,10 @@ DEMO_FLAGS ?=
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test test-all lint format types check bench build clean
+.PHONY: help demo test test-all test-oldest coverage lint format types docs package check bench clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,13 +47,29 @@ format: $(VENV)/.dev ## Format the code
 types: $(VENV)/.dev ## Check types
 	$(BIN)/mypy
 
-check: lint types test ## What CI runs
+coverage: $(VENV)/.dev ## Run the tests and say which lines they miss
+	$(BIN)/python -m pytest --cov=distilwhisper --cov-report=term:skip-covered --cov-fail-under=85
+
+docs: $(VENV)/.dev ## Build the pages strictly into build/site, and run their Python
+	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -m '' tests/test_docs.py
+
+package: $(VENV)/.dev ## Build sdist and wheel, check their metadata, install and use the wheel in a fresh environment
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m pytest -m '' tests/test_package.py
+
+test-oldest: ## Run the tests with the oldest supported versions of what the package stands on
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint tests/oldest.txt
+	$(VENV)-oldest/bin/python -m pytest
+
+check: lint types coverage docs package ## What CI runs
 
 bench: $(VENV)/.dev ## Measure ours against the plain recipe, side by side
 	$(BIN)/python benchmarks/run.py
 
-build: $(VENV)/.dev ## Build sdist and wheel
-	$(BIN)/python -m build
-
 clean: ## Remove what was built, the environment too
-	rm -rf build dist outputs .pytest_cache .mypy_cache .ruff_cache $(VENV)
+	rm -rf build dist outputs .coverage .pytest_cache .mypy_cache .ruff_cache $(VENV) $(VENV)-oldest

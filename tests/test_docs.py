@@ -1,0 +1,47 @@
+"""The pages: every Python block runs, in order, as it stands; every public name is in the reference."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, TEACHER
+
+import distilwhisper
+
+PAGES = sorted([*(REPOSITORY / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+def python_of(page):
+    blocks = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return "\n".join(re.sub(f"^{match[1]}", "", match[2], flags=re.MULTILINE) for match in blocks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.relative_to(REPOSITORY / "docs").as_posix())
+def test_python_of_a_page_runs(page, tmp_path):
+    if not (TEACHER / "model.safetensors").exists():
+        pytest.skip("the trained teacher is not here")
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    code = python_of(page)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr[-3_000:]
+
+
+def test_reference_holds_every_public_name():
+    text = (REPOSITORY / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
+    missing = [name for name in distilwhisper.__all__ if not re.search(rf"^::: distilwhisper\.\w+.*\.{name}$", text, re.M)]
+    assert missing == []
+
+
+def test_relative_links_of_readme_lead_somewhere():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not (REPOSITORY / Path(link)).exists()] == []
