@@ -17,16 +17,17 @@ MODULES = [name for name in FILES if name != "__init__"]
 FLOORS = [
     "audio checkpoints divergences grammar normalizers pages plots shards student tables tokens arguments".split(),
     "cache collator generation loading losses metrics reports synthesis".split(),
-    "cached_inputs filtering modeling samples scoring transcription".split(),
-    ["caching"],
-    "benchmarks evaluation preparation pseudo_labels".split(),
-    ["trainer"],
+    "cached_inputs filter_reports label_rules modeling samples scoring transcription".split(),
+    "caching label_scores".split(),
+    "benchmarks dataset_filters evaluation preparation pseudo_labels".split(),
+    "filtering trainer".split(),
 ]
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
     *"audio checkpoints grammar normalizers pages plots shards tables".split(),
-    *"filtering loading metrics reports scoring synthesis".split(),
+    *"loading metrics reports scoring synthesis".split(),
+    *"dataset_filters filter_reports filtering label_rules label_scores".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
 

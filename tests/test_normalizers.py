@@ -38,7 +38,6 @@ def test_a_language_that_is_no_code_and_no_known_name_is_refused(language):
         ("hi", "मैं हिंदी बोलता हूँ"),
         ("ta", "நான் தமிழ் பேசுகிறேன்"),
         ("bn", "আমি বাংলায় গান গাই"),
-        ("km", "ខ្ញុំនិយាយភាសាខ្មែរ"),
         ("yo", "ọ̀rọ̀ àṣẹ̀ṣẹ̀"),
     ],
 )
