@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
 from itertools import repeat
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 
 from distilwhisper.filter_reports import WORST, Decision, Example, FilterReport
 from distilwhisper.label_scores import SCORE_FEATURES, SECONDS_COLUMN, Columns, LabelScorer, Score
 
 _BATCH_SIZE = 1000
-_DROPPED_FEATURES = Features(
-    {
-        "split": Value("string"),
-        "index": Value("int64"),
-        "id": Value("string"),
-        "reason": Value("string"),
-        "wer": Value("float64"),
-    }
+_DROPPED_SCHEMA = pa.schema(
+    {"split": pa.string(), "index": pa.int64(), "id": pa.string(), "reason": pa.string(), "wer": pa.float64()}
 )
 
 DatasetT = TypeVar("DatasetT")
@@ -64,7 +59,8 @@ class DatasetFilter:
         decisions = self._decide(scores)
         _count(self.report, decisions, scores[SECONDS_COLUMN][:], texts, columns)
         self._list_dropped(decisions, texts, columns, split)
-        return with_columns(dataset, scores.select_columns(self._added)).select(_kept(decisions))
+        scored = with_columns(dataset, scores.select_columns(self._added))
+        return scored.select(_kept(decisions), new_fingerprint=uuid4().hex)
 
     def _keep_rows(
         self, batch: Mapping[str, list[Any]], columns: Columns, report: FilterReport
@@ -90,8 +86,8 @@ class DatasetFilter:
         features = Features({**SCORE_FEATURES, SECONDS_COLUMN: Value("float64")})
         if not len(texts):  # datasets maps no empty data set
             return Dataset.from_dict({name: [] for name in features}, features), texts
-        scores = texts.map(
-            partial(self.scorer.score_batch, columns=columns),
+        scores = texts.with_format("arrow").map(
+            partial(self._score_table, columns=columns, schema=features.arrow_schema),
             batched=True,
             batch_size=_BATCH_SIZE,
             num_proc=num_proc,
@@ -99,10 +95,13 @@ class DatasetFilter:
             features=features,
             keep_in_memory=True,
             load_from_cache_file=False,
-            new_fingerprint=uuid4().hex,  # else datasets would hash the filter and all that its normaliser remembers
+            new_fingerprint=uuid4().hex,  # else datasets hashes the filter and all that its normaliser remembers
             desc="Filtering",
         )
-        return scores, texts
+        return scores.with_format(None), texts
+
+    def _score_table(self, table: pa.Table, columns: Columns, schema: pa.Schema) -> pa.Table:
+        return pa.Table.from_pydict(self.scorer.score_batch(table.to_pydict(), columns), schema)
 
     def _map_stream(self, dataset: IterableDataset, columns: Columns, work: Callable[..., Any]) -> IterableDataset:
         if dataset.column_names:
@@ -114,16 +113,16 @@ class DatasetFilter:
 
     def _list_dropped(self, decisions: list[Decision], texts: Dataset, columns: Columns, split: str | None) -> None:
         rows = [row for row, decision in enumerate(decisions) if decision.reason is not None]
-        ids = texts.select(rows)[columns.id][:] if columns.id else rows
+        ids = texts[columns.id][:] if columns.id else range(len(decisions))
         dropped = {
             "split": [split] * len(rows),
             "index": rows,
-            "id": list(map(str, ids)),
+            "id": [str(ids[row]) for row in rows],
             "reason": [decisions[row].reason for row in rows],
             "wer": [decisions[row].wer for row in rows],
         }
-        parts = [self.dropped] if self.dropped else []
-        self.dropped = concatenate_datasets([*parts, Dataset.from_dict(dropped, _DROPPED_FEATURES)])
+        listed = Dataset(pa.Table.from_pydict(dropped, _DROPPED_SCHEMA))
+        self.dropped = concatenate_datasets([self.dropped, listed]) if self.dropped else listed
 
 
 def each_split(dataset: Any, work: Callable[[Any, str | None], Any]) -> Any:
@@ -145,7 +144,8 @@ def with_columns(dataset: Dataset, columns: Dataset) -> Dataset:
         if name in dataset.column_names:
             dataset = dataset.remove_columns(name)
         # A column is added to the whole dataset, since adding one to a selection would copy the audio.
-        dataset = dataset.add_column(name, columns[name][:], feature=feature)
+        values = columns.with_format("arrow")[name][:]
+        dataset = dataset.add_column(name, values, feature=feature, new_fingerprint=uuid4().hex)
     return dataset
 
 
@@ -161,11 +161,9 @@ def _count(
     columns: Columns,
 ) -> None:
     """Add samples to a report, and the worst of them to its examples."""
-    groups: Iterable[tuple[Any, ...]] = zip(*(batch[name][:] for name in columns.by), strict=True)
-    if not columns.by:
-        groups = repeat((), len(decisions))
-    for decision, length, values in zip(decisions, seconds, groups, strict=True):
-        report.count(decision, length, dict(zip(columns.by, values, strict=True)))
+    values = zip(*(batch[name][:] for name in columns.by), strict=True) if columns.by else repeat(())
+    for decision, length, value in zip(decisions, seconds, values, strict=False):
+        report.count(decision, length, dict(zip(columns.by, value, strict=True)) if value else None)
     dropped = (row for row, decision in enumerate(decisions) if decision.reason == "wer")
     for row in nlargest(WORST, dropped, key=lambda row: decisions[row].wer or 0.0):
         name = str(batch[columns.id][row]) if columns.id else ""

@@ -138,7 +138,7 @@ class FilterReport:
         tally.count(seconds)
         if decision.wer is not None:
             self.histogram[bisect_left(HISTOGRAM_EDGES, decision.wer)] += 1
-        for column, value in (groups or {}).items():
+        for column, value in groups.items() if groups else ():
             group = self.groups.setdefault(column, {}).setdefault(
                 str(value), FilterReport(self.threshold, self.language)
             )
@@ -201,7 +201,7 @@ class SweepPoint:
 
 
 def threshold_sweep(
-    scores: Dataset | Sequence[float | None],
+    scores: Dataset | Mapping[str, Dataset] | Sequence[float | None],
     thresholds: Iterable[float] = SWEEP_THRESHOLDS,
     *,
     seconds: Sequence[float | None] | None = None,
@@ -210,7 +210,7 @@ def threshold_sweep(
 
     Args:
         scores: What `WERFilter.score` returned, which knows what is dropped at any threshold, and of the parts of
-            packed samples; or the word error rates alone, None for what is never kept.
+            packed samples, or a dictionary of such; or the word error rates alone, None for what is never kept.
         thresholds: The thresholds to try, fractions.
         seconds: Length of each sample, for the hours; by default the data set's ``duration_s`` or ``duration``.
 
@@ -220,10 +220,11 @@ def threshold_sweep(
     Reference:
         The first columns of table 10 of the Distil-Whisper paper.
     """
-    if isinstance(scores, Dataset):
-        name = next((name for name in DURATION_COLUMNS if name in scores.column_names), None)
-        seconds = scores[name][:] if name and seconds is None else seconds
-        scores = _limits(scores)
+    if isinstance(scores, (Dataset, dict)):
+        parts = [scores] if isinstance(scores, Dataset) else list(scores.values())
+        if seconds is None:
+            seconds = [length for part in parts for length in _seconds(part)]
+        scores = [limit for part in parts for limit in _limits(part)]
     lengths = [None] * len(scores) if seconds is None else seconds
     limits = [inf if score is None else score for score in scores]
     known = any(length is not None for length in lengths) or not lengths
@@ -269,6 +270,12 @@ def write_filter_report(report: FilterReport, output_dir: str | Path, sweep: Seq
         parts += ["## Worst labels", markdown_table([["WER (%)", "id", "reference", "label"], *rows])]
     (folder / "report.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _seconds(scored: Dataset) -> Sequence[float | None]:
+    name = next((name for name in DURATION_COLUMNS if name in scored.column_names), None)
+    lengths: Sequence[float | None] = scored[name][:] if name else [None] * len(scored)
+    return lengths
 
 
 def _limits(scored: Dataset) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from math import inf, isinf
+from math import inf
 from typing import Any, NamedTuple
 
 from datasets import Features, List, Value
@@ -115,7 +115,9 @@ class Columns(NamedTuple):
         for name in DURATION_COLUMNS:
             if name in batch:
                 return batch[name]
-        return list(map(audio_duration, batch.get(self.audio or "", [None] * len(batch[self.label]))))
+        if self.audio in batch:
+            return list(map(audio_duration, batch[self.audio]))
+        return [None] * len(batch[self.label])
 
 
 class LabelScorer:
@@ -142,6 +144,7 @@ class LabelScorer:
         self.drop_shouting = drop_shouting
         self.rules = rules or LabelRules()
         self.judge_parts = judge_parts
+        self._has_rules = self.rules != LabelRules()
         self._normalizer = normalizer
         self._normalizers: dict[str | None, tuple[Normalizer, str]] = {}
         self._normalizer_of(language)  # an unknown language is refused now
@@ -174,12 +177,18 @@ class LabelScorer:
             words = self.words(text, language)
             key = self._key(reference, label, language) if columns.keyed else None
             known = key is not None and key == row.get(KEY_COLUMN)
-            wer = row[WER_COLUMN] if known else word_error_rate(self.words(reference, language), words)
+            if known:
+                wer = row[WER_COLUMN]
+            else:
+                wer = word_error_rate(words if reference == text else self.words(reference, language), words)
         if self.judge_parts and row.get(PARTS_COLUMN):
             parts = self.part_wers([part["text"] or "" for part in row[PARTS_COLUMN]], words, language)
-        second = row.get(self.rules.second_column or "")
-        other = None if second is None else self.words(strip_special_tokens(second), language)
-        return Score(wer, parts, self._reason(wer, Label(text, words, seconds, row, other)), key)
+        reason = self._reason(wer, text, words)
+        if reason is None and self._has_rules:
+            second = row.get(self.rules.second_column or "")
+            other = None if second is None else self.words(strip_special_tokens(second), language)
+            reason = self.rules.broken(Label(text, words, seconds, row, other))
+        return Score(wer, parts, reason, key)
 
     def score_batch(self, batch: Mapping[str, list[Any]], columns: Columns) -> dict[str, list[Any]]:
         """Return the columns of `SCORE_FEATURES` for a batch, and the lengths in `SECONDS_COLUMN`."""
@@ -189,14 +198,12 @@ class LabelScorer:
         scores = [self.score(row, columns, seconds) for row, seconds in zip(rows, lengths, strict=True)]
         return {**_transposed(scores), SECONDS_COLUMN: lengths}
 
-    def _reason(self, wer: float | None, label: Label) -> str | None:
-        if wer is not None and isinf(wer):
+    def _reason(self, wer: float | None, text: str, words: Sequence[str]) -> str | None:
+        if wer == inf:
             return "empty_reference"
-        if not label.words and wer != 0:
+        if not words and wer != 0:
             return "empty_label"
-        if self.drop_shouting and is_shouting(label.text):
-            return "shouting"
-        return self.rules.broken(label)
+        return "shouting" if self.drop_shouting and is_shouting(text) else None
 
     def _normalizer_of(self, language: str | None) -> tuple[Normalizer, str]:
         """Return the normaliser of a language and the name of its rule; no name for one of the user's own."""

@@ -34,12 +34,14 @@ _TWO_LETTERS_I = frozenset({"tr", "az"})
 _MEMO_SIZE = 100_000
 _BRACKETS = re.compile(r"[<\[][^>\]]*[>\]]")
 _PARENTHESES = re.compile(r"\([^)]+?\)")
-_LOOSE_APOSTROPHE = re.compile(r"\s'|\b(?:hmm|mm|mhm|mmm|uh|um)'")
+_LOOSE_APOSTROPHE = re.compile(r"'(?<=[\shm]')")  # behind a space, or behind what may be hmm, mm, mhm, uh or um
 _PERFECT = re.compile(r"'[ds] (?:been|gone|done|got)\b")
 _UNIT = re.compile(r"(?:'[ds] (?=(?:been|gone|done|got)\b)|\S)+")
 _WORD = re.compile(r"\w+")
 _NUMERIC = re.compile(r"\d|half|^[-+$¢€£]|^(?:st|nd|rd|th|s)\b")
 _NUMBERS = re.compile(r"\0\S+(?: \0\S+)*")
+_COMMA = re.compile(r"(\d),(\d)")
+_PERIOD = re.compile(r"\.([^0-9]|$)")
 _ASCII_SYMBOLS = dict.fromkeys(map(ord, set(string.punctuation) - set(".%$")), " ")
 _CURRENCY = re.compile(r"[.%$¢€£]")
 
@@ -95,9 +97,11 @@ class EnglishNormalizer:
         self._spelling = spelling
         self._remove_symbols = partial(remove_symbols_and_diacritics, keep=".%$¢€£")
         self._fillers = re.compile(self._whisper.ignore_patterns)
-        self._replacers = [(re.compile(pattern), text) for pattern, text in self._whisper.replacers.items()]
-        plain = [pattern for pattern in self._whisper.replacers if "'" not in pattern]
-        self._replaced = {*_WORD.findall(self._whisper.ignore_patterns), *(pattern[2:-2] for pattern in plain)}
+        self._replacers = [  # each looks for a fixed text
+            (pattern.replace(r"\b", ""), re.compile(pattern), text) for pattern, text in self._whisper.replacers.items()
+        ]
+        words = (literal for literal, _, _ in self._replacers if "'" not in literal)
+        self._replaced = {*_WORD.findall(self._whisper.ignore_patterns), *words}
         self._words = _Memo(self._clean)
         self._numbers = _Memo(self._parse_numbers)
 
@@ -108,14 +112,17 @@ class EnglishNormalizer:
             lowered = _BRACKETS.sub("", lowered)
         if "(" in lowered:
             lowered = _PARENTHESES.sub("", lowered)
-        if "\0" in lowered:  # marks number words below
+        if "\0" in lowered or "\1" in lowered:  # these mark words below
             return str(self._whisper(text))
         normalized = " ".join(filter(None, map(self._words.__getitem__, self._split(lowered))))
         if "\0" in normalized:
             if "half" in normalized:
                 return str(self._whisper(text))
-            normalized = " ".join(_NUMBERS.sub(lambda run: self._numbers[run[0]], normalized).split())
-        if _CURRENCY.search(normalized):
+            runs = _NUMBERS.sub(self._parse_run, normalized.replace("\1", "\0"))
+            normalized = " ".join(runs.split())
+        else:
+            normalized = normalized.replace("\1", "")
+        if not normalized.replace(" ", "").isalnum() and _CURRENCY.search(normalized):
             normalized = re.sub(r"[.$¢€£]([^0-9])", r" \1", normalized)
             normalized = re.sub(r"([^0-9])%", r"\1 ", normalized)
             normalized = re.sub(r"\s+", " ", normalized)
@@ -131,20 +138,30 @@ class EnglishNormalizer:
         return text.split()
 
     def _clean(self, word: str) -> str:
-        """Return a word as the rules before the number parser leave it; number words are marked by a zero byte."""
+        """Return a word as the rules before the number parser leave it.
+
+        Words that it reads are marked: ``and`` by a one, as it stays what it is without others; others by a zero.
+        """
         if "'" in word or not self._replaced.isdisjoint(_WORD.findall(word)):
             word = self._fillers.sub("", word)
-            for pattern, replacement in self._replacers:
-                word = pattern.sub(replacement, word)
+            for literal, pattern, replacement in self._replacers:
+                if literal in word:
+                    word = pattern.sub(replacement, word)
         if not (word.isascii() and word.isalnum()):
-            word = re.sub(r"(\d),(\d)", r"\1\2", word)
-            word = re.sub(r"\.([^0-9]|$)", r" \1", word)
+            word = _COMMA.sub(r"\1\2", word) if "," in word else word
+            word = _PERIOD.sub(r" \1", word) if "." in word else word
             word = word.translate(_ASCII_SYMBOLS) if word.isascii() else self._remove_symbols(word)
-        number_words = self._whisper.standardize_numbers.words
-        return " ".join(
-            f"\0{part}" if part in number_words or _NUMERIC.search(part) else self._spelling.get(part, part)
-            for part in word.split()
-        )
+        return " ".join(map(self._mark, word.split()))
+
+    def _mark(self, word: str) -> str:
+        if word == "and" and word not in self._spelling:
+            return f"\1{word}"
+        if word in self._whisper.standardize_numbers.words or _NUMERIC.search(word):
+            return f"\0{word}"
+        return self._spelling.get(word, word)
+
+    def _parse_run(self, run: re.Match[str]) -> str:
+        return self._numbers[run[0]]
 
     def _parse_numbers(self, run: str) -> str:
         words = self._whisper.standardize_numbers(run.replace("\0", "")).split()
@@ -207,7 +224,7 @@ def _english_spelling() -> dict[str, str]:
 
 
 def _lower_both_letters_i(normalizer: Normalizer, text: str) -> str:
-    return normalizer(text.replace("İ", "i").replace("I\u0307", "i").replace("I", "ı"))  # noqa: RUF001
+    return normalizer(text.replace("İ", "i").replace("I\u0307", "i").replace("I", "ı"))
 
 
 def _remove_symbols(text: str) -> str:
