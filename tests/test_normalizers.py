@@ -24,7 +24,8 @@ NUMBER_WORDS = sorted(WHISPER_ENGLISH.standardize_numbers.words)
 ODD_WORDS = """
 $2 €5 £1,000.50 ¢7 $0.50 $0 . .. ... 5. .5 3.5 1,234 1,2,3 1.2.3 20 1 1s 1960s 21st 2 nd st th s s.x a1 1a $1.2m
 +5 -5 1/2 half and a behalf 5% % x% percent per cent he's she'd won't can't let's y'all i'ma o'clock 's 'd been gone
-done got ' '' n't 've mr Mr. Mrs st. Dr mr's col's uh um hmm mm uh's um't - – [x] (laughs) <b> ( ) [ ] _mr_ x_um colour grey U.S.A.
+done got ' '' n't 've mr Mr. Mrs st. Dr mr's col's uh um hmm mm uh's um't -
+– [x] (laughs) <b> ( ) [ ] _mr_ x_um colour grey U.S.A.
 ﬁ ½ ² café e\u0301 Σ ß İ १२ ٣ it’s … ¨ \u200b \0 \1 river boat The house wanna imma esq.
 """.split()
 

@@ -115,7 +115,7 @@ class Columns(NamedTuple):
         for name in DURATION_COLUMNS:
             if name in batch:
                 return batch[name]
-        if self.audio in batch:
+        if self.audio and self.audio in batch:
             return list(map(audio_duration, batch[self.audio]))
         return [None] * len(batch[self.label])
 

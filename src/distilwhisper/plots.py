@@ -194,7 +194,8 @@ def plot_threshold_sweep(
             scale.spines["right"].set_visible(True)
         if threshold is not None:
             axes.axvline(100 * threshold, color=_INK, linestyle="dotted", linewidth=1.2)
-            axes.text(100 * threshold + 1.5, 2, f"threshold {100 * threshold:g} %", fontsize=10)
+            side, gap = ("left", 1.5) if threshold < 0.6 else ("right", -1.5)
+            axes.text(100 * threshold + gap, 2, f"threshold {100 * threshold:g} %", ha=side, fontsize=10)
         figure.legend(loc="outside upper center", ncols=2)
 
     return _svg(draw, description)
