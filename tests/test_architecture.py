@@ -18,11 +18,11 @@ COMMANDS = [name for name in MODULES if name.startswith("commands.")]
 FLOORS = [
     "arguments audio checkpoints divergences environment grammar models normalizers".split()
     + "pages plots shards tables tokens".split(),
-    "cache collator generation loading losses metrics reports student synthesis".split(),
-    "cached_inputs filtering modeling samples scoring transcription".split(),
-    ["caching"],
-    "benchmarks evaluation preparation pseudo_labels".split(),
-    ["trainer"],
+    "cache collator filter_reports generation loading losses metrics reports student synthesis".split(),
+    "cached_inputs label_rules modeling samples scoring transcription".split(),
+    "caching label_scores".split(),
+    "benchmarks dataset_filters evaluation preparation pseudo_labels".split(),
+    "filtering trainer".split(),
     COMMANDS,
     ["cli"],
     ["__main__"],
@@ -31,7 +31,8 @@ FLOORS = [
 
 WITHOUT_TORCH = [
     *"audio checkpoints cli environment grammar normalizers pages plots shards tables".split(),
-    *"filtering loading metrics reports scoring synthesis".split(),
+    *"loading metrics reports scoring synthesis".split(),
+    *"dataset_filters filter_reports filtering label_rules label_scores".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
 

@@ -105,6 +105,8 @@ def test_the_filter_drops_the_label_that_disagrees(chain, workshop):
     report = json.loads((workshop / "kept" / "report.json").read_text())
     assert (report["kept"]["samples"], report["reasons"]["wer"]["samples"]) == (5, 1)
     assert "| dropped: wer | 1 |" in chain["filter_labels.py"]
+    (dropped,) = map(json.loads, (workshop / "kept" / "dropped.jsonl").read_text().splitlines())
+    assert (dropped["index"], dropped["reason"]) == (5, "wer")
 
 
 def test_training_changes_the_decoder_alone_and_reports_every_validation_set(chain, workshop):

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+from xml.etree import ElementTree
 
 import jiwer
 import numpy as np
@@ -10,7 +11,9 @@ from datasets import Audio, Dataset, DatasetDict, IterableDataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distilwhisper.filter_reports import threshold_sweep, write_filter_report
 from distilwhisper.filtering import DROP_REASONS, HISTOGRAM_EDGES, WERFilter
+from distilwhisper.label_scores import SCORE_FEATURES
 from distilwhisper.normalizers import get_normalizer
 
 TEN_WORDS = "one cat saw two dogs near an old green gate"
@@ -247,3 +250,126 @@ def test_a_missing_column_or_another_type_is_refused_by_name():
         WERFilter().filter(Dataset.from_dict(ROWS), "sentence")
     with pytest.raises(TypeError, match="cannot filter a list"):
         WERFilter().filter([ROWS])
+
+
+def test_scores_hold_at_every_threshold():
+    """Guards F6: another threshold needs no comparison."""
+    rows = Dataset.from_dict(ROWS)
+    scored = WERFilter(0.0).score(rows)
+    assert len(scored) == len(rows)
+    assert scored.column_names == [*rows.column_names, *SCORE_FEATURES]
+    for point in threshold_sweep(scored, [0.0, 0.1, 0.2, 1.0]):
+        wer_filter = WERFilter(point.threshold)
+        assert point.samples == len(wer_filter.filter(rows))
+        assert point.hours == wer_filter.report.kept.hours
+        assert point.share == point.samples / len(rows)
+
+
+def test_a_sweep_takes_bare_scores_and_refuses_an_unscored_data_set():
+    points = threshold_sweep([0.0, 0.3, None, math.inf], [0.0, 0.3, 1.0], seconds=[3600, 1800, 60, None])
+    assert [(point.samples, point.share, point.hours) for point in points] == [
+        (1, 0.25, 1),
+        (2, 0.5, 1.5),
+        (2, 0.5, 1.5),
+    ]
+    assert threshold_sweep([0.0], [0.1])[0].hours is None
+    assert threshold_sweep([], [0.1])[0].share == 0
+    with pytest.raises(ValueError, match="no column 'whisper_wer': score it first"):
+        threshold_sweep(Dataset.from_dict(ROWS))
+
+
+def test_scores_are_used_again_for_the_same_texts_and_rule_and_only_then():
+    texts = [TEN_WORDS, TEN_WORDS, "colour", ""]
+    rows = Dataset.from_dict({"text": texts, "whisper_transcript": [ONE_ERROR, TWO_ERRORS, "color", "Uh oh."]})
+    scored = WERFilter().score(rows)
+    forged = scored.remove_columns("whisper_wer").add_column("whisper_wer", [0.0, 0.05, 0.0, math.inf])
+    assert WERFilter().filter(forged)["whisper_wer"][:] == [0.0, 0.05, 0.0], "the scores that are there were not read"
+    changed = forged.map(
+        lambda row, index: {"text": TEN_WORDS + " indeed" if index == 1 else row["text"]}, with_indices=True
+    )
+    assert WERFilter(1.0).filter(changed)["whisper_wer"][:] == [0.0, 3 / 11, 0.0]
+    assert WERFilter(1.0, "de").filter(forged)["whisper_wer"][:] == [0.1, 0.2, 1.0]
+    assert WERFilter(1.0, normalizer=str.lower).filter(forged)["whisper_wer"][:] == [0.1, 0.2, 1.0]
+
+
+def test_streams_use_scores_too_and_are_not_scored_themselves():
+    scored = WERFilter().score(Dataset.from_dict(ROWS))
+    assert list(WERFilter().filter(scored.to_iterable_dataset())) == list(WERFilter().filter(scored))
+    with pytest.raises(TypeError, match="a stream is not scored"):
+        WERFilter().score(scored.to_iterable_dataset())
+
+
+def test_processes_give_the_same():
+    rows = Dataset.from_dict({name: values * 3 for name, values in ROWS.items()})
+    alone, together = WERFilter(), WERFilter()
+    assert together.filter(rows, num_proc=2).to_dict() == alone.filter(rows).to_dict()
+    assert together.report == alone.report
+
+
+PARTS = [{"text": TEN_WORDS}, {"text": "They ran home."}, {"text": "[noise]"}]
+
+
+def test_one_bad_part_drops_a_packed_sample_only_if_asked():
+    """Guards F8."""
+    text = " ".join(part["text"] for part in PARTS)
+    label = f"{TEN_WORDS} they ran"
+    rows = Dataset.from_dict({"text": [text, text], "whisper_transcript": [label, label], "parts": [PARTS, None]})
+    assert WERFilter().part_wers([part["text"] for part in PARTS], label) == [0.0, 1 / 3, 0.0]
+    assert len(WERFilter().filter(rows)) == 2
+    judge = WERFilter(parts="any")
+    assert judge.filter(rows)["whisper_part_wers"][:] == [None]
+    assert judge.dropped["reason"][:] == ["part_wer"]
+    assert judge.report.reasons["part_wer"].samples == 1
+    assert [point.samples for point in threshold_sweep(judge.score(rows), [0.0, 0.1, 0.4])] == [0, 1, 2]
+    with pytest.raises(ValueError, match="parts='any' needs the column 'parts'"):
+        WERFilter(parts="any").filter(rows.remove_columns("parts"))
+    with pytest.raises(ValueError, match="parts must be 'joined' or 'any', not 'all'"):
+        WERFilter(parts="all")
+
+
+def test_what_was_dropped_is_listed_with_reason_and_rate():
+    wer_filter = WERFilter()
+    rows = Dataset.from_dict({**ROWS, "name": list("abcdefgh")})
+    wer_filter.filter(DatasetDict(train=rows, test=rows.select([1])), id_column="name")
+    listed = wer_filter.dropped.to_list()
+    assert [row["reason"] for row in listed] == [*filter(None, OUTCOMES), "wer"]
+    assert listed[0] == {"split": "train", "index": 1, "id": "b", "reason": "wer", "wer": 0.2}
+    assert listed[-1] == {"split": "test", "index": 0, "id": "b", "reason": "wer", "wer": 0.2}
+    assert len(listed) == wer_filter.report.dropped.samples
+
+
+def test_the_report_counts_by_column_and_shows_the_worst():
+    rows = Dataset.from_dict({**ROWS, "lang": ["en", "en", "de", None] * 2, "source": ["a"] * 8})
+    for dataset in (rows, rows.to_iterable_dataset()):
+        wer_filter = WERFilter()
+        list(wer_filter.filter(dataset, by=("lang", "source")))
+        languages = wer_filter.report.groups["lang"]
+        assert {name: group.total.samples for name, group in languages.items()} == {"en": 4, "de": 2, "None": 2}
+        assert (languages["en"].kept.samples, languages["en"].reasons["wer"].samples) == (1, 1)
+        assert wer_filter.report.groups["source"]["a"].total == wer_filter.report.total
+        assert wer_filter.report.worst == [(0.2, "", TEN_WORDS, TWO_ERRORS)]
+
+
+def test_the_worst_labels_come_first_and_are_few():
+    labels = [" ".join(["no"] * errors + ["yes"] * (100 - errors)) for errors in range(11, 61)]
+    wer_filter = WERFilter()
+    rows = Dataset.from_dict({"text": ["yes " * 100] * 50, "whisper_transcript": labels, "id": list(range(50))})
+    wer_filter.filter(rows)
+    assert [example.wer for example in wer_filter.report.worst] == [errors / 100 for errors in range(60, 40, -1)]
+    assert wer_filter.report.worst[0].id == "49"
+
+
+def test_a_report_is_written_as_json_markdown_and_plots(tmp_path):
+    wer_filter = WERFilter()
+    rows = Dataset.from_dict({**ROWS, "lang": ["en"] * 8})
+    wer_filter.filter(rows, by="lang")
+    write_filter_report(wer_filter.report, tmp_path / "made", threshold_sweep(wer_filter.score(rows)))
+    document = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert document["kept"]["samples"] == document["groups"]["lang"]["en"]["kept"]["samples"] == 2
+    assert document["sweep"][10]["share"] == 0.25
+    markdown = (tmp_path / "made" / "report.md").read_text()
+    for expected in ("| kept | 2 |", "| 10 | 2 | 25.0% |", "## By lang", "## Worst labels", TWO_ERRORS):
+        assert expected in markdown
+    for name in ("wer_histogram.svg", "threshold_sweep.svg"):
+        assert f"]({name})" in markdown
+        ElementTree.parse(tmp_path / "made" / name)  # well-formed, with its name spaces

@@ -12,6 +12,8 @@ from distilwhisper.metrics import (
     count_normalized_errors,
     count_repeated_ngrams,
     count_word_errors,
+    part_word_errors,
+    word_distance,
     word_error_rate,
 )
 from distilwhisper.normalizers import get_normalizer
@@ -90,3 +92,23 @@ def test_repeated_ngrams_are_counted_over_the_running_text():
     assert count_repeated_ngrams(["one two"], n=5) == 0
     with pytest.raises(ValueError, match="at least 1, not 0"):
         count_repeated_ngrams(["a"], n=0)
+
+
+@given(st.lists(sentences, min_size=1, max_size=4), sentences)
+def test_the_errors_of_the_parts_add_up_to_those_of_the_whole(parts, hypothesis):
+    words = [part.split() for part in parts]
+    if any(words):
+        errors = part_word_errors(words, hypothesis.split())
+        assert sum(errors) == count_word_errors(" ".join(parts), hypothesis).errors
+        assert all(not count for count, part in zip(errors, words, strict=True) if not part)
+
+
+def test_errors_belong_to_the_part_in_which_they_were_made():
+    parts = ["the cat sat".split(), "on a mat".split(), "it slept".split()]
+    assert part_word_errors(parts, "the cat sat on a mat it slept".split()) == [0, 0, 0]
+    assert part_word_errors(parts, "oh the cat sat on mat it wept well".split()) == [1, 1, 2]
+
+
+@given(sentences, sentences)
+def test_the_distance_is_the_number_of_errors(reference, hypothesis):
+    assert word_distance(reference.split(), hypothesis.split()) == count_word_errors(reference, hypothesis).errors

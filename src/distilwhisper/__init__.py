@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from distilwhisper.checkpoints import last_checkpoint
     from distilwhisper.collator import DataCollatorForDistillation
     from distilwhisper.evaluation import EvaluationResult, evaluate
-    from distilwhisper.filtering import FilterReport, WERFilter
+    from distilwhisper.filter_reports import FilterReport, threshold_sweep, write_filter_report
+    from distilwhisper.filtering import LabelFilter, WERFilter
+    from distilwhisper.label_rules import RECOMMENDED_RULES, LabelRules
     from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
@@ -37,11 +39,14 @@ _MODULES = {
     "DistillationTrainingArguments": "arguments",
     "ErrorCounts": "metrics",
     "EvaluationResult": "evaluation",
-    "FilterReport": "filtering",
+    "FilterReport": "filter_reports",
+    "LabelFilter": "filtering",
     "LabelReport": "pseudo_labels",
+    "LabelRules": "label_rules",
     "LatencyComparison": "benchmarks",
     "LatencyResult": "benchmarks",
     "PseudoLabeler": "pseudo_labels",
+    "RECOMMENDED_RULES": "label_rules",
     "StateCache": "cache",
     "StateCacheError": "cache",
     "Transcriber": "transcription",
@@ -58,11 +63,14 @@ _MODULES = {
     "load_speech": "loading",
     "measure_latency": "benchmarks",
     "save_processor": "student",
+    "threshold_sweep": "filter_reports",
+    "write_filter_report": "filter_reports",
 }
 
 __version__ = version("distilwhisper")
 __all__ = [
     "PRESETS",
+    "RECOMMENDED_RULES",
     "AudioError",
     "CacheReport",
     "DataCollatorForDistillation",
@@ -72,7 +80,9 @@ __all__ = [
     "ErrorCounts",
     "EvaluationResult",
     "FilterReport",
+    "LabelFilter",
     "LabelReport",
+    "LabelRules",
     "LatencyComparison",
     "LatencyResult",
     "PseudoLabeler",
@@ -92,6 +102,8 @@ __all__ = [
     "load_speech",
     "measure_latency",
     "save_processor",
+    "threshold_sweep",
+    "write_filter_report",
 ]
 
 

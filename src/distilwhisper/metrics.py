@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 
 import jiwer
+from rapidfuzz.distance import Levenshtein
 
 from distilwhisper.normalizers import Normalizer
 
@@ -108,8 +110,35 @@ def count_normalized_errors(reference: str, hypothesis: str, normalizer: Normali
 
     Whisper's English normaliser turns ``...`` into ``.``, which would otherwise be a word.
     """
-    texts = (normalizer(reference), normalizer(hypothesis))
-    return count_word_errors(*(text if any(map(str.isalnum, text)) else "" for text in texts))
+    return count_word_errors(*(" ".join(normalized_words(text, normalizer)) for text in (reference, hypothesis)))
+
+
+def normalized_words(text: str, normalizer: Normalizer) -> list[str]:
+    """Return the words of a normalised text; none where it has no letter and no digit."""
+    normalized = normalizer(text)
+    return normalized.split() if any(map(str.isalnum, normalized)) else []
+
+
+def word_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """Return the number of errors of two lists of words, as `count_word_errors` has it, without an alignment."""
+    return 0 if reference == hypothesis else Levenshtein.distance(reference, hypothesis)
+
+
+def part_word_errors(parts: Sequence[Sequence[str]], hypothesis: Sequence[str]) -> list[int]:
+    """Return the errors within each part of a reference, by the alignment of the whole with the hypothesis.
+
+    Their sum is the `word_distance` of the whole. An inserted word belongs to the part of the word before it, at the
+    very start to the first part that has words.
+
+    Args:
+        parts: Words of each part, in order; at least one word in all.
+        hypothesis: Words of the hypothesis.
+    """
+    owners = [number for number, words in enumerate(parts) for _ in words]
+    errors = [0] * len(parts)
+    for edit in Levenshtein.editops(list(chain.from_iterable(parts)), hypothesis):
+        errors[owners[max(edit.src_pos - (edit.tag == "insert"), 0)]] += 1
+    return errors
 
 
 def count_character_errors(reference: str, hypothesis: str) -> ErrorCounts:
@@ -144,6 +173,12 @@ def count_repeated_ngrams(texts: Iterable[str], n: int = 5) -> int:
     words = list(chain.from_iterable(text.split() for text in texts))
     ngrams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
     return len(ngrams) - len(set(ngrams))
+
+
+def compression_ratio(text: str) -> float:
+    """Return the ratio of a text's bytes to their number after zlib; above 2.4 it is likely a loop."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
 
 
 def _counts(output: jiwer.WordOutput | jiwer.CharacterOutput) -> ErrorCounts:

@@ -13,6 +13,7 @@ import textwrap
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -165,6 +166,46 @@ def plot_label_histogram(
         axes.margins(y=0.22)
 
     return _svg(draw, description)
+
+
+def plot_threshold_sweep(
+    points: Sequence[tuple[float, float, float | None]], threshold: float | None, description: str
+) -> str:
+    """Draw what a filter keeps against its threshold.
+
+    Args:
+        points: Threshold, share of the samples that it keeps, and hours or None; the fractions of the first two.
+        threshold: The one in use, marked; None for none.
+        description: The figure in words.
+    """
+    percents = [100 * point[0] for point in points]
+    hours = [point[2] for point in points if point[2] is not None]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.plot(percents, [100 * point[1] for point in points], color=COLORS[0], label="samples")
+        axes.set(xlabel="WER of the label, up to (%)", ylabel="samples kept (%)", ylim=(0, 105))
+        axes.set_xlim(min(percents), max(percents))
+        axes.grid()
+        if len(hours) == len(points) and max(hours) > 0:
+            scale = axes.twinx()
+            scale.plot(percents, hours, color=COLORS[2], linestyle="dashed", label="hours")
+            scale.set(ylabel="hours kept", ylim=(0, 1.05 * max(hours)))
+            scale.spines["right"].set_visible(True)
+        if threshold is not None:
+            axes.axvline(100 * threshold, color=_INK, linestyle="dotted", linewidth=1.2)
+            side, gap = ("left", 1.5) if threshold < 0.6 else ("right", -1.5)
+            axes.text(100 * threshold + gap, 2, f"threshold {100 * threshold:g} %", ha=side, fontsize=10)
+        figure.legend(loc="outside upper center", ncols=2)
+
+    return _svg(draw, description)
+
+
+def save_svg(svg: str, path: Path) -> None:
+    """Write a figure as a file of its own: dark on white, as it has no page to take colours from."""
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    style = 'style="color:#1b1f24;background:#fff;--card:#fff"'
+    path.write_text(svg.replace("<svg ", f"<svg {names} {style} ", 1), encoding="utf-8")
 
 
 def plot_trade_off(

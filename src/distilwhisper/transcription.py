@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from distilwhisper.generation import (
     output_head,
 )
 from distilwhisper.models import load_whisper
+from distilwhisper.metrics import compression_ratio
 from distilwhisper.tokens import WhisperTokens
 
 Key = TypeVar("Key", bound=Hashable)
@@ -274,7 +274,7 @@ class Transcriber:
             timestamps=self.return_timestamps,
             avg_logprob=generated.avg_logprobs[row],
             no_speech_prob=None if generated.no_speech_probs is None else generated.no_speech_probs[row],
-            compression_ratio=_compression_ratio(text),
+            compression_ratio=compression_ratio(text),
             capped=generated.capped[row],
             duration_s=duration_s,
         )
@@ -319,8 +319,3 @@ def _load_processor(model: WhisperForConditionalGeneration, options: dict[str, A
         raise ValueError("the model does not say where it came from: pass its processor")
     hub_options = {name: value for name, value in options.items() if name in HUB_OPTIONS}
     return WhisperProcessor.from_pretrained(model.name_or_path, **hub_options)
-
-
-def _compression_ratio(text: str) -> float:
-    data = text.encode("utf-8")
-    return len(data) / len(zlib.compress(data))
