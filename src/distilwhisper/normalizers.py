@@ -50,7 +50,7 @@ def get_normalizer(language: str | None = None, *, spelling: Mapping[str, str] |
     """
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
-    code = _language_code(language)
+    code = language_code(language)
     normalizer: Normalizer
     if code == "en":
         normalizer = EnglishTextNormalizer(_english_spelling() if spelling is None else spelling)
@@ -78,7 +78,12 @@ def is_shouting(text: str) -> bool:
     return text.isupper() and sum(word.isupper() for word in words) >= 2
 
 
-def _language_code(language: str | None) -> str:
+def language_code(language: str | None) -> str:
+    """Return the code of a language given as :func:`get_normalizer` takes it; ``en`` for None.
+
+    Raises:
+        ValueError: If the language is neither one of Whisper's names nor a code of two or three letters.
+    """
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     if language is None:

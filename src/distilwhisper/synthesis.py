@@ -12,17 +12,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from io import BytesIO
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 from datasets import Audio, Dataset, DatasetDict
 from datasets.utils import tqdm
 
+from distilwhisper.audio import encode_audio
 from distilwhisper.grammar import draw_sentence, partition, wrong_transcript
 
 Samples = npt.NDArray[np.float32]
@@ -180,7 +179,7 @@ def _utterance(config: CorpusConfig, split: str, index: int) -> dict[str, Any]:
     name = f"{split}-{config.seed}-{index:06d}"
     return {
         "id": name,
-        "audio": {"bytes": _flac(samples), "path": f"{name}.flac"},
+        "audio": {"bytes": encode_audio(samples, SAMPLING_RATE), "path": f"{name}.flac"},
         "text": wrong_transcript(sentence, rng) if is_wrong else sentence,
         "true_text": sentence,
         "is_wrong": is_wrong,
@@ -209,12 +208,6 @@ def _draw_voice(rng: np.random.Generator, split: str) -> tuple[str, str]:
 
 def _say(sentence: str, voice: str, rng: np.random.Generator) -> Samples:
     return synthesize(sentence, voice, rate_wpm=int(rng.integers(150, 211)), pitch=int(rng.integers(30, 71)))
-
-
-def _flac(samples: Samples) -> bytes:
-    file = BytesIO()
-    soundfile.write(file, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
 
 
 def _speak(text: str, voice: str, parameters: dict[int, int]) -> tuple[bytes, int]:
