@@ -9,22 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Audio, Dataset, Features, IterableDataset, List, Value
 from datasets.utils import tqdm
 
 from distilwhisper.audio import AudioError, Samples, encode_audio, load_audio, undecoded
+from distilwhisper.label_joining import LabelJoiner
 from distilwhisper.normalizers import UNSPACED_LANGUAGES, language_code
 from distilwhisper.row_files import Step, stream_rows, write_rows
-
-if TYPE_CHECKING:
-    from distilwhisper.tokens import WhisperTokens
+from distilwhisper.tokens import LONGEST_FRAME
 
 logger = logging.getLogger(__name__)
-
-ContentT = TypeVar("ContentT")
 
 PART = {"id": Value("string"), "offset_s": Value("float64"), "duration_s": Value("float64"), "text": Value("string")}
 """A part of a packed sample: which clip, where in the sample, how long, and its reference transcript (or null)."""
@@ -34,7 +31,7 @@ _LABEL_KEY = ("whisper_language", "whisper_task", "whisper_timestamps")
 
 
 @dataclass(frozen=True)
-class Clip(Generic[ContentT]):
+class Clip:
     """A clip to be packed.
 
     Attributes:
@@ -49,18 +46,18 @@ class Clip(Generic[ContentT]):
     key: tuple[Any, ...] | None
     tokens: int = 0
     last: bool = False
-    content: ContentT | None = None
+    content: Any = None
 
 
 class Placed(NamedTuple):
     """A clip and where in its pack it begins, in samples."""
 
     offset: int
-    clip: Clip[Any]
+    clip: Clip
 
 
 def group_clips(
-    clips: Iterable[Clip[Any]], max_samples: int = 480_000, *, silence: int = 0, max_tokens: int | None = None
+    clips: Iterable[Clip], max_samples: int = 480_000, *, silence: int = 0, max_tokens: int | None = None
 ) -> Iterator[list[Placed]]:
     """Join neighbouring clips of the same key to packs, in order, each clip once.
 
@@ -187,3 +184,168 @@ class Packer:
         self.max_label_length = max_label_length
         self.labels = None if tokenizer is None else LabelJoiner(tokenizer)
         self.report, self.set_aside = PackReport(), list[dict[str, Any]]()
+
+    def pack(
+        self,
+        dataset: Any,
+        output_dir: str | Path | None = None,
+        *,
+        audio_column: str = "audio",
+        text_column: str = "text",
+        id_column: str = "id",
+    ) -> Any:
+        """Pack the clips of a data set, in constant memory.
+
+        Args:
+            dataset: A ``Dataset`` or ``IterableDataset``, with or without the columns of ``LABEL_FEATURES``.
+            output_dir: Where the packs are written, as parquet files; a killed run that is started again goes on where
+                it stopped. Default: nowhere, and each pass over the result packs anew.
+            audio_column: Column of the recordings.
+            text_column: Column of the reference transcripts, which need not exist.
+            id_column: Column that names the clips; without it their number does.
+
+        Returns:
+            A ``Dataset`` if ``output_dir`` is given, else an ``IterableDataset``: ``id`` (first and last clip);
+            ``audio_column``, FLAC at 16 kHz; ``duration_s``; ``parts``, a list of `PART`; the transcripts joined, or
+            null if one lacks; of labels the joined text and tokens, the mean log-probability by token, and the highest
+            no-speech probability and compression ratio; ``whisper_prompt``, the pack before if it shares ``by`` (none
+            if ``by`` is empty). Other columns keep the value that all parts share, else null.
+
+        Raises:
+            TypeError: If the data set is neither of the two.
+            ValueError: If a column or the tokenizer is missing, or ``output_dir`` holds other rows.
+        """
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            raise TypeError(
+                f"a {type(dataset).__name__} cannot be packed; pass a Dataset or IterableDataset (one split)"
+            )
+        data = undecoded(dataset, audio_column).with_format(None)
+        self._check(data.column_names)
+        make_steps = partial(self._steps, data, _Names(audio_column, text_column, id_column))
+        self.report, self.set_aside = PackReport(), []
+        features = data.features and self._features(data.features, audio_column)
+        if output_dir is None:
+            return stream_rows(make_steps, features)
+        names = ("by", "max_seconds", "silence_s", "language", "max_label_length")
+        settings = {name: getattr(self, name) for name in names}
+        packed, done = write_rows(make_steps, output_dir, features, settings, self._snapshot)
+        self._restore(done)
+        logger.info("%s", self.report)
+        return packed
+
+    def _check(self, columns: Sequence[str] | None) -> None:
+        if columns is None:  # a stream that does not say
+            return
+        for name in self.by:
+            if name not in columns:
+                raise ValueError(f"the dataset has no column {name!r}; it has {columns}")
+        if {"whisper_transcript", "whisper_tokens"} & {*columns}:
+            if "whisper_tokens" not in columns:
+                raise ValueError("labels are joined as tokens, but the dataset has no column 'whisper_tokens'")
+            if self.labels is None:
+                raise ValueError("the clips have labels: pass the teacher's tokenizer, to join them")
+
+    def _features(self, features: Features, audio_column: str) -> Features:
+        new = {"id": Value("string"), audio_column: Audio(_SAMPLING_RATE, decode=False), "duration_s": Value("float32")}
+        new["parts"] = List(PART)
+        if "whisper_tokens" in features and self.by:
+            new["whisper_prompt"] = List(Value("int32"))
+        return Features({**{name: kind for name, kind in features.items() if name != "duration"}, **new})
+
+    def _steps(self, data: Any, names: _Names, position: Any, done: Any) -> Iterator[Step]:
+        consumed, last_key, prompt = position or (0, None, [])
+        if done is not None:
+            done["set_aside"] = [problem for problem in done["set_aside"] if problem["index"] < consumed]
+            self._restore(done)
+        total = len(data) if isinstance(data, Dataset) else None
+        rows = tqdm(data.skip(consumed), "Packing", total, unit="clip", initial=consumed)
+        silence, longest = (round(seconds * _SAMPLING_RATE) for seconds in (self.silence_s, self.max_seconds))
+        clips = self._clips(enumerate(rows, consumed), names)
+        most = self.max_label_length - LONGEST_FRAME
+        for pack in group_clips(clips, longest, silence=silence, max_tokens=most):
+            row = self._join(pack, names)
+            if "whisper_tokens" in row and self.by and self.labels:
+                key = pack[0].clip.content.speaker
+                row["whisper_prompt"] = prompt if key is not None and key == last_key else []
+                last_key, prompt = key, self.labels.tokens.without_timestamps(row["whisper_tokens"])
+            self.report.clips += len(pack)
+            self.report.packs += 1
+            self.report.seconds += sum(clip.samples for _, clip in pack) / _SAMPLING_RATE
+            self.report.silence_s += silence * (len(pack) - 1) / _SAMPLING_RATE
+            yield row, [pack[-1].clip.content.number + 1, last_key, prompt]
+        yield None, None
+
+    def _clips(self, rows: Iterable[tuple[int, dict[str, Any]]], names: _Names) -> Iterator[Clip]:
+        for index, row in rows:
+            name = str(row.get(names.id, index))
+            try:
+                samples = load_audio(row.pop(names.audio), _SAMPLING_RATE, max_duration_s=self.max_seconds)
+                ids = row.get("whisper_tokens", [])
+                if ids is None:
+                    raise AudioError("missing_label", "the clip has no label, but the data set has labels")
+            except AudioError as error:
+                self.report.set_aside[error.reason] += 1
+                self.set_aside.append({"index": index, "id": name, "reason": error.reason, "message": str(error)})
+                continue
+            speaker = [row[column] for column in self.by]
+            content = _Content(index, name, row, samples, None if None in speaker else speaker)
+            key = None if None in speaker else (*speaker, *(row.get(column) for column in _LABEL_KEY))
+            # A space before the label and a timestamp behind it may join it to the next.
+            yield Clip(len(samples), key, len(ids) + 2, bool(row.get("whisper_capped")), content)
+
+    def _join(self, pack: Sequence[Placed], names: _Names) -> dict[str, Any]:
+        rows = [clip.content.row for _, clip in pack]
+        joined = {name: value if all(row[name] == value for row in rows) else None for name, value in rows[0].items()}
+        joined.pop("duration", None)
+        language = rows[0].get("whisper_language") or self.language
+        if names.text in joined:
+            texts = [row[names.text] for row in rows]
+            joined[names.text] = None if None in texts else join_texts(texts, language)
+        if "whisper_tokens" in joined and self.labels:
+            joined |= self.labels.join(rows, [offset / _SAMPLING_RATE for offset, _ in pack], language)
+        audio = np.zeros(pack[-1].offset + pack[-1].clip.samples, np.float32)
+        for offset, clip in pack:
+            audio[offset : offset + clip.samples] = clip.content.samples
+        names_of = dict.fromkeys(clip.content.name for _, clip in (pack[0], pack[-1]))
+        return joined | {
+            "id": "..".join(names_of),
+            names.audio: {"bytes": encode_audio(audio, _SAMPLING_RATE), "path": None},
+            "duration_s": len(audio) / _SAMPLING_RATE,
+            "parts": [_part(placed, names.text) for placed in pack],
+        }
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {"report": self.report.to_dict(), "set_aside": self.set_aside}
+
+    def _restore(self, snapshot: Mapping[str, Any]) -> None:
+        self.set_aside = list(snapshot["set_aside"])
+        self.report = PackReport(**snapshot["report"])
+        self.report.set_aside = Counter(problem["reason"] for problem in self.set_aside)
+
+
+class _Names(NamedTuple):
+    """The columns of a data set."""
+
+    audio: str
+    text: str
+    id: str
+
+
+class _Content(NamedTuple):
+    """A clip as it was read: number and name, its columns but the audio, its samples, and whose it is."""
+
+    number: int
+    name: str
+    row: dict[str, Any]
+    samples: Samples
+    speaker: list[Any] | None
+
+
+def _part(placed: Placed, text_column: str) -> dict[str, Any]:
+    content = placed.clip.content
+    return {
+        "id": content.name,
+        "offset_s": placed.offset / _SAMPLING_RATE,
+        "duration_s": placed.clip.samples / _SAMPLING_RATE,
+        "text": content.row.get(text_column),
+    }

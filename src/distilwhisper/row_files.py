@@ -89,7 +89,7 @@ def _write_file(
     written, position, complete = 0, None, False
     with pq.ParquetWriter(draft, features.arrow_schema) as writer:
         while written < ROWS_PER_FILE and not complete:
-            rows = []
+            rows: list[dict[str, Any]] = []
             while len(rows) < _ROWS_PER_GROUP and not complete:
                 row, position = next(steps)
                 complete = row is None

@@ -18,8 +18,7 @@ from datasets.utils import tqdm
 
 from distilwhisper.audio import AudioError, Samples, encode_audio, stream_audio, undecoded
 from distilwhisper.row_files import Step, stream_rows, write_rows
-from distilwhisper.voice_activity import DETECTORS, FRAME_SAMPLES, SAMPLING_RATE, SILENCE_DB, find_speech, runs
-from distilwhisper.voice_activity import Flags, Levels
+from distilwhisper.voice_activity import FRAME_SAMPLES, SAMPLING_RATE, SILENCE_DB, Flags, Levels, find_speech, runs
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,8 @@ LEFT_OUT = ("silence", "no_speech", "too_short")
 """Why a part of a recording is in no window: nothing is heard; music or noise is heard; or speech too short to use."""
 
 WINDOW_FEATURES = Features(
-    {"id": Value("string"), "recording_id": Value("string"), "offset_s": Value("float64"), "duration_s": Value("float64")}
+    {name: Value("string") for name in ("id", "recording_id")}
+    | {name: Value("float64") for name in ("offset_s", "duration_s")}
 )
 """The columns of a window, beside its audio and what its recording says of itself."""
 
@@ -59,7 +59,7 @@ class CutRule:
         if not 1 <= self.max_seconds <= 3600:
             raise ValueError(f"max_seconds is the model's window, 30 for most, not {self.max_seconds}")
         for name in ("min_pause_s", "max_pause_s", "min_speech_s", "padding_s"):
-            if not 0 <= getattr(self, name):
+            if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
 
     def frames(self, name: str) -> int:
@@ -193,7 +193,7 @@ class Segmenter:
             ValueError: If a column is missing, names occur twice, or ``output_dir`` holds other rows.
         """
         if not isinstance(dataset, (Dataset, IterableDataset)):
-            raise TypeError(f"a {type(dataset).__name__} cannot be cut; pass a Dataset or IterableDataset (one split)")
+            raise TypeError(f"a {type(dataset).__name__} cannot be cut; pass one split, a Dataset or IterableDataset")
         data = undecoded(dataset, audio_column).with_format(None)
         id_column = id_column or ("id" if "id" in (data.column_names or ()) else None)
         _check(data, id_column)

@@ -90,7 +90,7 @@ def _is_loud(levels: Levels) -> Flags:
     loud = np.zeros(len(levels), np.bool_)
     for start in range(0, len(levels), _FLOOR_MINUTE):
         around = levels[max(start - _FLOOR_MINUTE, 0) : start + 2 * _FLOOR_MINUTE]
-        floor = np.percentile(around, _FLOOR_PERCENTILE) + _FLOOR_MARGIN_DB
+        floor = float(np.percentile(around, _FLOOR_PERCENTILE)) + _FLOOR_MARGIN_DB
         minute = slice(start, start + _FLOOR_MINUTE)
         loud[minute] = levels[minute] > max(floor, SILENCE_DB)
     return loud
