@@ -15,8 +15,10 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 MODULES = [name for name in FILES if name != "__init__"]
 
 FLOORS = [
-    "audio checkpoints divergences grammar normalizers pages plots row_files shards student tables tokens arguments".split(),
-    "cache collator generation label_joining loading losses metrics references reports synthesis voice_activity".split(),
+    "arguments audio checkpoints divergences grammar normalizers pages plots row_files".split()
+    + "shards student tables tokens".split(),
+    "cache collator generation label_joining loading losses metrics references reports".split()
+    + "synthesis voice_activity".split(),
     "cached_inputs filtering modeling packing samples scoring segmentation transcription".split(),
     ["caching"],
     "benchmarks evaluation preparation pseudo_labels".split(),

@@ -1,12 +1,26 @@
-"""Labels of neighbouring clips as the label of the clips in one piece."""
+"""Texts and labels of neighbouring clips as those of the clips in one piece."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from distilwhisper.normalizers import UNSPACED_LANGUAGES
+from distilwhisper.normalizers import UNSPACED_LANGUAGES, language_code
 from distilwhisper.tokens import TIMESTAMP_STEP_S, WhisperTokens
+
+
+def join_texts(texts: Iterable[str], language: str | None = None) -> str:
+    """Join texts as the language does: with a space, or without in Chinese, Japanese, Thai and their like.
+
+    Args:
+        texts: The texts; empty ones leave no trace.
+        language: Code, name or token; None means one that writes spaces.
+
+    Raises:
+        ValueError: For an unknown language.
+    """
+    space = "" if language and language_code(language) in UNSPACED_LANGUAGES else " "
+    return space.join(stripped for text in texts if (stripped := text.strip()))
 
 
 class LabelJoiner:

@@ -16,8 +16,8 @@ from datasets import Audio, Dataset, Features, IterableDataset, List, Value
 from datasets.utils import tqdm
 
 from distilwhisper.audio import AudioError, Samples, encode_audio, load_audio, undecoded
-from distilwhisper.label_joining import LabelJoiner
-from distilwhisper.normalizers import UNSPACED_LANGUAGES, language_code
+from distilwhisper.label_joining import LabelJoiner, join_texts
+from distilwhisper.normalizers import language_code
 from distilwhisper.row_files import Step, stream_rows, write_rows
 from distilwhisper.tokens import LONGEST_FRAME
 
@@ -90,20 +90,6 @@ def group_clips(
         end = pack[-1].offset + clip.samples
     if pack:
         yield pack
-
-
-def join_texts(texts: Iterable[str], language: str | None = None) -> str:
-    """Join texts as the language does: with a space, or without in Chinese, Japanese, Thai and their like.
-
-    Args:
-        texts: The texts; empty ones leave no trace.
-        language: Code, name or token; None means one that writes spaces.
-
-    Raises:
-        ValueError: For an unknown language.
-    """
-    space = "" if language and language_code(language) in UNSPACED_LANGUAGES else " "
-    return space.join(stripped for text in texts if (stripped := text.strip()))
 
 
 @dataclass

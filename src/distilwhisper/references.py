@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import jiwer
 import numpy as np
@@ -42,7 +42,7 @@ def split_reference(reference: str, hypotheses: Sequence[str], language: str | N
         return [""] * len(heard)
     windows = _align(written, heard)
     bounds = np.searchsorted(windows, np.arange(len(heard) + 1))
-    return [space.join(written[start:end]) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [space.join(written[start:end]) for start, end in pairwise(bounds)]
 
 
 def assign_references(
@@ -78,9 +78,7 @@ def assign_references(
     rows = zip(windows[recording_column], windows[label_column], strict=True)
     for recording, group in groupby(rows, key=lambda row: row[0]):
         if recording in met:
-            raise ValueError(
-                f"the windows of {recording!r} do not follow each other; sort them by recording and offset"
-            )
+            raise ValueError(f"the windows of {recording!r} do not follow each other; sort by recording and offset")
         met.add(recording)
         labels = [strip_special_tokens(label or "") for _, label in group]
         transcript = transcripts.get(recording)

@@ -15,7 +15,9 @@ from datasets import Audio, Dataset, Features, IterableDataset, Value
 ROWS_PER_FILE = 500
 """Rows of a file: 4 hours of windows of 30 s. A killed run makes at most so many again."""
 
-_ROWS_PER_GROUP = 25  # all that is held in memory
+ROWS_PER_GROUP = 25
+"""Rows held in memory."""
+
 _ENCODED = {"bytes": Value("binary"), "path": Value("string")}
 _METADATA = b"distilwhisper"
 
@@ -90,7 +92,7 @@ def _write_file(
     with pq.ParquetWriter(draft, features.arrow_schema) as writer:
         while written < ROWS_PER_FILE and not complete:
             rows: list[dict[str, Any]] = []
-            while len(rows) < _ROWS_PER_GROUP and not complete:
+            while len(rows) < ROWS_PER_GROUP and not complete:
                 row, position = next(steps)
                 complete = row is None
                 rows += [] if row is None else [row]
