@@ -29,6 +29,7 @@ _MOST_SAMPLES = 500 * FRAME_SAMPLES
 _CONTEXT_SAMPLES = 64  # of the frame before, which Silero's model hears again
 _HYSTERESIS = 0.15
 _FLOOR_PERCENTILE, _FLOOR_MARGIN_DB, _FLOOR_MINUTE = 10, 10.0, 1_875
+_INAUDIBLE_DB = -80.0
 _EPSILON = 1e-10  # digital silence is -100 dB
 
 
@@ -59,7 +60,8 @@ def find_speech(blocks: Iterable[Samples], detector: str = "silero", threshold: 
     for frames in _frames(blocks):
         levels.append(10 * np.log10(np.mean(frames**2, axis=1) + _EPSILON))
         if hear is not None:
-            probabilities.append(hear(frames))
+            inaudible = levels[-1].max() < _INAUDIBLE_DB  # hours of digital silence cost next to nothing
+            probabilities.append(np.zeros(len(frames), np.float32) if inaudible else hear(frames))
     level = np.concatenate(levels)
     if hear is None:
         return _is_loud(level), level
