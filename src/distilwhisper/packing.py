@@ -220,7 +220,7 @@ class Packer:
         return packed
 
     def _check(self, columns: Sequence[str] | None) -> None:
-        if columns is None:  # a stream that does not say
+        if columns is None:
             return
         for name in self.by:
             if name not in columns:
@@ -262,10 +262,13 @@ class Packer:
         yield None, None
 
     def _clips(self, rows: Iterable[tuple[int, dict[str, Any]]], names: _Names) -> Iterator[Clip]:
+        longest = round(self.max_seconds * _SAMPLING_RATE)
         for index, row in rows:
+            self._check([*row])  # a stream may not have said what columns it has
             name = str(row.get(names.id, index))
             try:
                 samples = load_audio(row.pop(names.audio), _SAMPLING_RATE, max_duration_s=self.max_seconds)
+                samples = samples[:longest]  # resampling rounds the length of one that just fits
                 ids = row.get("whisper_tokens", [])
                 if ids is None:
                     raise AudioError("missing_label", "the clip has no label, but the data set has labels")
