@@ -236,11 +236,6 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
         Packer(["speaker"], 3.0).pack(data, tmp_path / "killed")
 
 
-def nameless(data: Dataset) -> IterableDataset:
-    """A stream that does not say what columns it has."""
-    return IterableDataset.from_generator(lambda rows: iter(rows), gen_kwargs={"rows": tuple(data)})
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -248,7 +243,6 @@ def nameless(data: Dataset) -> IterableDataset:
         (lambda tokenizer: Packer([], 0), "above 0"),
         (lambda tokenizer: Packer([], language="klingon language"), "unknown language"),
         (lambda tokenizer: Packer(["name"]).pack(clips()), "no column 'name'"),
-        (lambda tokenizer: next(iter(Packer([]).pack(nameless(labelled(tokenizer))))), "pass the teacher's tokenizer"),
         (lambda tokenizer: Packer([]).pack(labelled(tokenizer)), "pass the teacher's tokenizer"),
         (lambda tokenizer: Packer([]).pack(clips(whisper_transcript=["a"] * 4)), "no column 'whisper_tokens'"),
     ],
