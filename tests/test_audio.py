@@ -8,7 +8,7 @@ import torch
 from conftest import SHARED_DATA, audio_dataset, encoded, tone
 from datasets import Audio, Dataset, DatasetDict
 
-from distilwhisper.audio import AudioError, audio_duration, load_audio, undecoded
+from distilwhisper.audio import AudioError, audio_duration, encode_audio, load_audio, stream_audio, undecoded
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs ../shared/data")
 
@@ -173,3 +173,25 @@ def test_real_recordings_are_read_in_every_format():
     assert np.corrcoef(audio["mp3"], audio["wav"])[0, 1] > 0.99
     assert len(load_audio(speech / "jfk.flac")) == 176_000
     assert audio_duration(speech / "jfk.flac") == 11.0
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100])
+def test_blocks_of_a_stream_joined_are_the_recording(rate):
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (rate * 21 + 1, 2))  # the last block has one frame
+    recording = encoded(samples, rate, "FLAC")
+    blocks = list(stream_audio(recording))
+    assert len(blocks) > 2
+    np.testing.assert_allclose(np.concatenate(blocks), load_audio(recording), atol=1e-6)
+    np.testing.assert_array_equal(np.concatenate([*stream_audio(samples[:, 0])]), load_audio(samples[:, 0]))
+
+
+@pytest.mark.parametrize(("value", "reason"), [(None, "missing"), (b"", "empty"), (b"what?", "unreadable")])
+def test_a_stream_of_what_is_no_recording_is_refused_as_it_is_read(value, reason):
+    with pytest.raises(AudioError) as refused:
+        list(stream_audio(value))
+    assert refused.value.reason == reason
+
+
+def test_encoded_audio_is_read_back_and_clipped():
+    samples = np.array([0.0, 0.5, -0.5, 3.0, -3.0], np.float32)
+    np.testing.assert_allclose(load_audio(encode_audio(samples)), np.clip(samples, -1, 1), atol=1e-4)

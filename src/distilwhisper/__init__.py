@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
     from distilwhisper.normalizers import get_normalizer
+    from distilwhisper.packing import Packer, PackReport
     from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
+    from distilwhisper.references import assign_references
+    from distilwhisper.segmentation import Segmenter, SegmentReport
     from distilwhisper.student import create_student, save_processor
     from distilwhisper.trainer import DistillationTrainer
     from distilwhisper.transcription import Transcriber, Transcript
@@ -45,13 +48,18 @@ _MODULES = {
     "LabelRules": "label_rules",
     "LatencyComparison": "benchmarks",
     "LatencyResult": "benchmarks",
+    "PackReport": "packing",
+    "Packer": "packing",
     "PseudoLabeler": "pseudo_labels",
     "RECOMMENDED_RULES": "label_rules",
+    "SegmentReport": "segmentation",
+    "Segmenter": "segmentation",
     "StateCache": "cache",
     "StateCacheError": "cache",
     "Transcriber": "transcription",
     "Transcript": "transcription",
     "WERFilter": "filtering",
+    "assign_references": "references",
     "cache_states": "caching",
     "compare_latency": "benchmarks",
     "create_student": "student",
@@ -85,12 +93,17 @@ __all__ = [
     "LabelRules",
     "LatencyComparison",
     "LatencyResult",
+    "PackReport",
+    "Packer",
     "PseudoLabeler",
+    "SegmentReport",
+    "Segmenter",
     "StateCache",
     "StateCacheError",
     "Transcriber",
     "Transcript",
     "WERFilter",
+    "assign_references",
     "cache_states",
     "compare_latency",
     "create_student",

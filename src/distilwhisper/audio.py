@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from io import BytesIO
@@ -22,6 +24,7 @@ LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000
 # Files that were written to a pipe state no length, and libsndfile then reports nearly 2 ** 63 frames.
 UNKNOWN_FRAMES = 2**40
 BLOCK_S = 60
+STREAM_BLOCK_S = 10
 
 
 class AudioError(ValueError):
@@ -69,6 +72,43 @@ def load_audio(value: Any, sampling_rate: int = 16_000, *, max_duration_s: float
     if not mono.size:
         raise AudioError("empty", "the recording holds no samples")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def stream_audio(value: Any, sampling_rate: int = 16_000) -> Iterator[Samples]:
+    """Read a recording of any length in constant memory, block by block, mono and resampled.
+
+    What soundfile cannot read block by block (samples in memory, m4a) is read whole, and comes as one block.
+
+    Args:
+        value: As for :func:`load_audio`.
+        sampling_rate: Rate of the result, in Hz.
+
+    Yields:
+        Blocks of about 10 s, ``[samples]``; joined they are what :func:`load_audio` returns.
+
+    Raises:
+        AudioError: As :func:`load_audio`; where a recording is damaged, after the blocks before the damage.
+    """
+    source = _source(value)
+    file = None
+    if isinstance(source, (bytes, Path)):
+        with suppress(soundfile.SoundFileError, TypeError):  # then `load_audio` reads it, or says what is wrong
+            file = soundfile.SoundFile(_openable(source))
+    if file is None or not file.frames:
+        yield load_audio(source, sampling_rate)
+        return
+    with file:
+        for block in _file_blocks(file, _checked_rate(file.samplerate), sampling_rate):
+            if not np.isfinite(block).all():
+                raise AudioError("not_finite", "the recording holds samples that are NaN or infinite")
+            yield block
+
+
+def encode_audio(samples: Samples, sampling_rate: int = 16_000) -> bytes:
+    """Return mono samples as the bytes of a FLAC file of 16 bits; what is beyond [-1, 1] is clipped."""
+    file = BytesIO()
+    soundfile.write(file, samples, sampling_rate, format="FLAC", subtype="PCM_16")
+    return file.getvalue()
 
 
 def audio_duration(value: Any, sampling_rate: int = 16_000) -> float | None:
@@ -193,6 +233,22 @@ def _read_file(source: bytes | Path, max_duration_s: float | None) -> tuple[npt.
             return np.concatenate(blocks), rate
     except (soundfile.SoundFileError, TypeError) as error:  # the TypeError wants a rate for a ``.raw`` file
         return _read_with_torchcodec(source, error)
+
+
+def _file_blocks(file: soundfile.SoundFile, rate: float, sampling_rate: int) -> Iterator[Samples]:
+    resampler = soxr.ResampleStream(rate, sampling_rate, 1) if rate != sampling_rate else None
+    while True:
+        try:
+            block = file.read(int(STREAM_BLOCK_S * rate), dtype="float32", always_2d=True).mean(axis=1)
+        except soundfile.SoundFileError as error:
+            raise AudioError("unreadable", f"the recording cannot be read to its end: {error}") from error
+        last = not len(block)
+        if resampler is not None:
+            block = resampler.resample_chunk(block, last=last)
+        if len(block):
+            yield block
+        if last:
+            return
 
 
 def _read_with_torchcodec(source: bytes | Path, error: Exception) -> tuple[npt.NDArray[Any], float]:

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from distilwhisper.audio import AudioError, Samples, load_audio
 from distilwhisper.normalizers import UNSPACED_LANGUAGES
-from distilwhisper.tokens import WhisperTokens
+from distilwhisper.tokens import LONGEST_FRAME, WhisperTokens
 
 logger = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
-LONGEST_FRAME = 5
-"""Tokens around a label: start, language, task, no-timestamps, end."""
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,11 @@ def is_shouting(text: str) -> bool:
 
 
 def language_code(language: str | None) -> str:
-    """Return the code of a language, however it is named; arguments and errors as for `get_normalizer`."""
+    """Return the code of a language given as :func:`get_normalizer` takes it; ``en`` for None.
+
+    Raises:
+        ValueError: If the language is neither one of Whisper's names nor a code of two or three letters.
+    """
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     if language is None:

@@ -12,17 +12,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from io import BytesIO
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 from datasets import Audio, Dataset, DatasetDict
 from datasets.utils import tqdm
 
+from distilwhisper.audio import encode_audio
 from distilwhisper.grammar import draw_sentence, partition, wrong_transcript
 
 Samples = npt.NDArray[np.float32]
@@ -193,7 +192,7 @@ def _utterance(config: CorpusConfig, split: str, index: int) -> dict[str, Any]:
     name = f"{split}-{config.seed}-{index:06d}"
     return {
         "id": name,
-        "audio": {"bytes": _flac(samples), "path": f"{name}.flac"},
+        "audio": {"bytes": encode_audio(samples, SAMPLING_RATE), "path": f"{name}.flac"},
         "text": wrong_transcript(sentence, rng) if is_wrong else sentence,
         "true_text": sentence,
         "is_wrong": is_wrong,
@@ -225,12 +224,6 @@ def _say(sentence: str, voice: str, rng: np.random.Generator, *, wide: bool = Fa
     (slowest, fastest), (lowest, highest) = ((130, 241), (10, 91)) if wide else ((150, 211), (30, 71))
     rate, pitch = int(rng.integers(slowest, fastest)), int(rng.integers(lowest, highest))
     return synthesize(sentence, voice, rate_wpm=rate, pitch=pitch)
-
-
-def _flac(samples: Samples) -> bytes:
-    file = BytesIO()
-    soundfile.write(file, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    return file.getvalue()
 
 
 def _speak(text: str, voice: str, parameters: dict[int, int]) -> tuple[bytes, int]:

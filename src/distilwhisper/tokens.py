@@ -16,6 +16,9 @@ ENGLISH_ONLY_END_OF_TEXT = 50_256
 
 TIMESTAMP_STEP_S = 0.02
 
+LONGEST_FRAME = 5
+"""Tokens around a label: start, language, task, no-timestamps, end."""
+
 
 @dataclass(frozen=True)
 class WhisperTokens:
