@@ -15,6 +15,8 @@ and teacher exist for one chunk only, whatever the batch. ``T^2`` keeps the scal
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distilwhisper.divergences import DIVERGENCES, ChunkSettings, reduce_chunk
+
+_REDUCED_ROWS = 16
+"""Rows of a chunk that a CPU reduces at a time: few enough for its caches to hold their logits."""
 
 
 class DistillationLoss(NamedTuple):
@@ -71,7 +76,7 @@ def distillation_loss(
         num_items: What the sums are divided by: the label tokens of the whole update, over all accumulation steps and
             processes. Default: the labelled rows given.
         ignore_index: Label of rows that take no part.
-        chunk_size: Rows of logits alive at a time. Default: 64 to 256 on CPUs, by the width; 1,024 on GPUs.
+        chunk_size: Rows of logits alive at a time. Default: 128 to 256 on CPUs, by the width; 1,024 on GPUs.
         divergence: ``forward_kl`` (the paper's), ``reverse_kl``, ``jsd`` or ``skew_kl``; see ``divergences``.
         mixture: Share of the teacher in the mixture of ``jsd`` and ``skew_kl``, between 0 and 1.
 
@@ -194,7 +199,7 @@ def _divisor(num_items: Tensor | float, like: Tensor) -> Tensor:
 
 def _default_chunk_size(head: Tensor) -> int:
     # A chunk must be large enough for the product to outweigh reading the head, and small enough for a CPU's caches.
-    return 1024 if head.is_cuda else min(256, max(64, head.shape[1] // 4))
+    return 1024 if head.is_cuda else min(256, max(128, head.shape[1] // 4))
 
 
 def _accumulation_dtype(like: Tensor) -> torch.dtype:
@@ -218,7 +223,7 @@ class _Gradients:
     def add(self, start: int, logits_gradient: Tensor, hidden: Tensor, head: Tensor) -> None:
         low = logits_gradient.to(hidden.dtype)
         if self.hidden is not None:
-            self.hidden[start : start + len(hidden)] = _product(low, head)
+            _product(low, head, out=self.hidden[start : start + len(hidden)])
         if self.head is not None:
             if low.dtype == self.head.dtype:
                 self.head.addmm_(low.t(), hidden)
@@ -247,23 +252,8 @@ class _FusedDistillation(torch.autograd.Function):
         if teacher_hidden is not None and teacher_head is not None:
             teacher = (teacher_hidden / settings.temperature).to(compute), teacher_head.to(compute)
 
-        kl, pl = divisor.new_zeros(()), divisor.new_zeros(())
-        workspace = [
-            divisor.new_empty(min(settings.chunk_size, len(labels)), len(head))
-            for _ in range(settings.buffers if teacher else 1)
-        ]
-        for start in range(0, len(labels), settings.chunk_size):
-            rows = slice(start, start + settings.chunk_size)
-            buffers = [buffer[: len(labels[rows])] for buffer in workspace]
-            _product(student[0][rows], student[1].t(), out=buffers[0])
-            if teacher:
-                _product(teacher[0][rows], teacher[1].t(), out=buffers[1])
-            chunk_kl, chunk_pl = reduce_chunk(buffers, labels[rows], settings)
-            kl += chunk_kl
-            pl += chunk_pl
-            if settings.needs_gradient:
-                gradients.add(start, buffers[0], student[0][rows], student[1])
-
+        with _products_in_16_bits(hidden):
+            kl, pl = _sum_chunks(student, teacher, labels, gradients, settings)
         ctx.gradients, ctx.divisor = gradients, divisor
         kl, pl = kl / divisor, pl / divisor
         ctx.mark_non_differentiable(kl, pl)
@@ -290,6 +280,55 @@ class _FusedDistillation(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _sum_chunks(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor] | None,
+    labels: Tensor,
+    gradients: _Gradients,
+    settings: ChunkSettings,
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of both terms over all rows; student and teacher are hidden states and head."""
+    hidden, head = student
+    dtype = _accumulation_dtype(hidden)
+    kl, pl = head.new_zeros((), dtype=dtype), head.new_zeros((), dtype=dtype)
+    size = min(settings.chunk_size, len(labels))
+    block = size if head.is_cuda else min(size, _REDUCED_ROWS)
+    models = [pair for pair in (student, teacher) if pair is not None]
+    logits = [head.new_empty(size, len(head), dtype=dtype) for _ in models]
+    scratch = [head.new_empty(block, len(head), dtype=dtype) for _ in range(settings.buffers - 2 if teacher else 0)]
+    for start in range(0, len(labels), settings.chunk_size):
+        chunk = [buffer[: len(labels) - start] for buffer in logits]
+        for buffer, (states, weight) in zip(chunk, models, strict=True):
+            _product(states[start : start + size], weight.t(), out=buffer)
+        for first in range(0, len(chunk[0]), block):
+            parts = [buffer[first : first + block] for buffer in chunk]
+            parts += [buffer[: len(parts[0])] for buffer in scratch]
+            block_kl, block_pl = reduce_chunk(parts, labels[start + first :][: len(parts[0])], settings)
+            kl += block_kl
+            pl += block_pl
+        if settings.needs_gradient:
+            gradients.add(start, chunk[0], hidden[start : start + size], head)
+    return kl, pl
+
+
+@contextmanager
+def _products_in_16_bits(like: Tensor) -> Iterator[None]:
+    """Let a CPU round the operands of float32 products to bfloat16, where the training is in mixed precision.
+
+    The result stays in float32, as on a GPU. CPUs without such instructions compute in float32.
+    """
+    mixed = like.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    if like.is_cuda or not mixed or not hasattr(torch.backends.mkldnn, "matmul"):  # torch < 2.9
+        yield
+        return
+    products = torch.backends.mkldnn.matmul
+    before, products.fp32_precision = products.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
