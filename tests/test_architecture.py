@@ -15,17 +15,17 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 MODULES = [name for name in FILES if name != "__init__"]
 
 FLOORS = [
-    "audio checkpoints divergences grammar normalizers pages plots shards student tables tokens arguments".split(),
-    "cache collator generation loading losses metrics reports synthesis".split(),
-    "cached_inputs filtering modeling samples scoring transcription".split(),
-    ["caching"],
+    "attention audio checkpoints costs divergences grammar normalizers pages plots shards student tables tokens arguments".split(),
+    "cache collator fused_loss generation loading metrics reports synthesis".split(),
+    "cached_inputs filtering losses samples scoring transcription".split(),
+    "caching modeling".split(),
     "benchmarks evaluation preparation pseudo_labels".split(),
     ["trainer"],
 ]
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
-    *"audio checkpoints grammar normalizers pages plots shards tables".split(),
+    *"audio checkpoints costs grammar normalizers pages plots shards tables".split(),
     *"filtering loading metrics reports scoring synthesis".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""

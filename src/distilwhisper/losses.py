@@ -38,6 +38,7 @@ class DistillationLoss(NamedTuple):
     pl: Tensor
 
 
+@torch.compiler.disable
 def distillation_loss(
     student_hidden: Tensor,
     student_head: Tensor,

@@ -12,6 +12,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.arguments import DistillationTrainingArguments
+from distilwhisper.attention import set_attention
 from distilwhisper.collator import DataCollatorForDistillation
 from distilwhisper.samples import MapSamples, StreamedSamples, usable_rows
 
@@ -35,6 +36,9 @@ def prepare_models(student: Any, teacher: Any, args: DistillationTrainingArgumen
     if student.dtype in (torch.float16, torch.bfloat16):
         logger.info("the student is trained in float32: updates are too small for its %s", student.dtype)
         student.float()
+    for name, model in (("student", student), ("teacher", teacher)):
+        if model is not None:
+            set_attention(model, args.attn_implementation, args.device, args.compute_dtype, name=name)
     encoder = student.model.encoder
     if args.freeze_encoder:
         encoder.requires_grad_(False)

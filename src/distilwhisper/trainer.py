@@ -115,7 +115,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         self.model_accepts_loss_kwargs = True  # have the label tokens of the update counted
         cached = use_state_cache(args, self.model, self._step.teacher, data_collator, self.train_dataset)
         if self._step.teacher is not None:
-            dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+            dtype = args.compute_dtype if args.compute_dtype != torch.float32 else None
             place_teacher(self._step.teacher, args.device, dtype, head_only=cached)
         self._forget_terms()
         self.add_callback(_StartOfEpochs(self))
