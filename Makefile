@@ -49,8 +49,8 @@ types: $(VENV)/.dev ## Check types
 
 check: lint types test ## What CI runs
 
-bench: $(VENV)/.dev ## Measure ours against the plain recipe, side by side
-	$(BIN)/python benchmarks/run.py
+bench: $(VENV)/.dev ## Measure ours against the plain recipe, side by side (ONLY=loss for a section)
+	$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
 
 build: $(VENV)/.dev ## Build sdist and wheel
 	$(BIN)/python -m build
