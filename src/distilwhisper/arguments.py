@@ -140,9 +140,10 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} has no place in this loss: the teacher's "
                 "distribution softens the labels already; set it to 0"
             )
-        if self.train_sampling_strategy not in ("random", "sequential"):
+        strategies = ("random", "sequential", "group_by_length")
+        if self.train_sampling_strategy not in strategies:
             raise ValueError(
-                f"train_sampling_strategy must be random or sequential, not {self.train_sampling_strategy!r}"
+                f"train_sampling_strategy must be one of {', '.join(strategies)}, not {self.train_sampling_strategy!r}"
             )
 
     @property

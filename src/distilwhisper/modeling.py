@@ -268,6 +268,25 @@ def place_teacher(
     return teacher
 
 
+@contextmanager
+def whole_weights(model: Any) -> Iterator[None]:
+    """Keep the weights of a model that FSDP2 has sharded whole in each process.
+
+    For generation: it calls parts of the model, round the hooks of the whole, and each process another number of times,
+    which collects weights from the others no more. Models that are not sharded are left alone.
+    """
+    shards = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.set_reshard_after_forward(shard is not model, recurse=False)
+            shard.reshard()
+
+
 def _decode(model: Any, encoder_states: Tensor, decoder_input_ids: Tensor) -> Tensor:
     output = model.model.decoder(input_ids=decoder_input_ids, encoder_hidden_states=encoder_states, use_cache=False)
     hidden: Tensor = output.last_hidden_state

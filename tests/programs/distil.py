@@ -8,13 +8,23 @@ import os
 import sys
 from pathlib import Path
 
+from accelerate import DistributedType, PartialState
 from datasets import load_from_disk
 from transformers import HfArgumentParser, WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper import DistillationTrainer, DistillationTrainingArguments, last_checkpoint
 
 
+def shard_on_cpus() -> None:
+    """Have Accelerate use FSDP2, which it offers on accelerators alone, on CPU processes too."""
+    state = PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    assert state.distributed_type == DistributedType.MULTI_GPU
+
+
 def main() -> None:
+    if "FSDP_VERSION" in os.environ:
+        shard_on_cpus()
     data, models, *flags = sys.argv[1:]
     (args,) = HfArgumentParser(DistillationTrainingArguments).parse_args_into_dataclasses(flags)
     dataset = load_from_disk(data)
@@ -30,7 +40,8 @@ def main() -> None:
     trainer.save_model()
     metrics = trainer.evaluate() if args.do_eval else {}
     if trainer.is_world_process_zero():
-        result = {"log": trainer.state.log_history, "metrics": metrics}
+        kind = str(trainer.accelerator.distributed_type.value)
+        result = {"log": trainer.state.log_history, "metrics": metrics, "distributed": kind}
         (Path(args.output_dir) / "result.json").write_text(json.dumps(result))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
