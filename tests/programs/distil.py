@@ -15,18 +15,17 @@ from transformers import HfArgumentParser, WhisperForConditionalGeneration, Whis
 from distilwhisper import DistillationTrainer, DistillationTrainingArguments, last_checkpoint
 
 
-def shard_on_cpus() -> None:
+def shard_on_cpus(args: DistillationTrainingArguments) -> None:
     """Have Accelerate use FSDP2, which it offers on accelerators alone, on CPU processes too."""
-    state = PartialState(cpu=True)
+    assert args.device.type == "cpu"  # asking for it starts the process group, and forgets what was set before
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    assert state.distributed_type == DistributedType.MULTI_GPU
 
 
 def main() -> None:
-    if "FSDP_VERSION" in os.environ:
-        shard_on_cpus()
     data, models, *flags = sys.argv[1:]
     (args,) = HfArgumentParser(DistillationTrainingArguments).parse_args_into_dataclasses(flags)
+    if "FSDP_VERSION" in os.environ:
+        shard_on_cpus(args)
     dataset = load_from_disk(data)
     trainer = DistillationTrainer(
         model=WhisperForConditionalGeneration.from_pretrained(f"{models}/student"),
