@@ -15,7 +15,10 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 MODULES = [name for name in FILES if name != "__init__"]
 
 FLOORS = [
-    "attention audio checkpoints costs divergences grammar normalizers pages plots shards student tables tokens top_k arguments".split(),
+    [
+        *"attention audio checkpoints costs divergences grammar normalizers".split(),
+        *"pages plots shards student tables tokens top_k arguments".split(),
+    ],
     "cache collator fused_loss generation loading metrics reports synthesis".split(),
     "cached_inputs filtering losses samples scoring transcription".split(),
     "caching modeling".split(),

@@ -17,7 +17,9 @@ def test_a_cpu_gets_sdpa_unless_something_else_is_asked_for(requested, chosen, c
 
 
 def test_flash_attention_is_refused_where_it_cannot_run_and_the_message_says_why():
-    with pytest.raises(ValueError, match=r"on cpu, not on a CUDA GPU.* computes in float32, not in 16 bits; use 'auto'"):
+    with pytest.raises(
+        ValueError, match=r"on cpu, not on a CUDA GPU.* computes in float32, not in 16 bits; use 'auto'"
+    ):
         choose_attention("flash_attention_2", torch.device("cpu"), torch.float32)
 
 

@@ -314,13 +314,11 @@ def test_top_k_cache_is_refused_where_it_would_be_wrong(
 ):
     cache_states(tiny_teacher, processor, labelled_dataset, tmp_path / "cache", language="en", top_k=4)
     with pytest.raises(StateCacheError, match=message):
-        trainer_for(
-            tiny_teacher, labelled_dataset, processor, tmp_path, state_cache=str(tmp_path / "cache"), **changes
-        )
+        trainer_for(tiny_teacher, labelled_dataset, processor, tmp_path, state_cache=str(tmp_path / "cache"), **changes)
 
 
 def test_impossible_top_k_is_refused(tiny_teacher, labelled_dataset, processor, tmp_path):
-    with pytest.raises(ValueError, match="less than the 51865 tokens .* not 51865"):
+    with pytest.raises(ValueError, match=r"less than the 51865 tokens .* not 51865"):
         cache_states(tiny_teacher, processor, labelled_dataset, tmp_path / "cache", top_k=51_865)
 
 

@@ -209,7 +209,9 @@ def test_extreme_logits_give_finite_gradients(temperature):
 
 
 def test_mixed_precision_on_a_cpu_rounds_operands_and_nothing_else():
-    hidden, head, *teacher, labels = problem(rows=300, vocabulary=3_000, width=64, teacher_width=64, dtype=torch.float32)
+    hidden, head, *teacher, labels = problem(
+        rows=300, vocabulary=3_000, width=64, teacher_width=64, dtype=torch.float32
+    )
     hidden, head = (0.3 * hidden).detach().requires_grad_(), (0.3 * head).detach().requires_grad_()
     before = torch.backends.mkldnn.matmul.fp32_precision
     exact = distillation_loss(hidden, head, *teacher, labels)

@@ -324,6 +324,21 @@ def test_options_of_the_trainer_work_and_change_nothing_but_rounding(tiny_teache
     assert other.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_model_trains_the_same(tiny_teacher, data, processor, tmp_path, backend):
+    """The loss stays out of the compiled graphs: its chunks run as written."""
+    plain, compiled = (
+        trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=2, optim="sgd", **changes)
+        for changes in ({}, {"torch_compile": True, "torch_compile_backend": backend})
+    )
+    for trainer in (plain, compiled):
+        trainer.train()
+    for ours, theirs in zip(compiled.state.log_history[:2], plain.state.log_history[:2], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+
+
 def test_student_and_teacher_saved_in_half_precision_train_on_a_cpu(tiny_teacher, data, processor, tmp_path):
     exact = trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=1)
     exact.train()

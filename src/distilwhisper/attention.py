@@ -15,7 +15,7 @@ from transformers.utils import is_flash_attn_2_available
 logger = logging.getLogger(__name__)
 
 _UNMASKED = "distilwhisper_sdpa"
-# Registered for attention and not for masks: Transformers then makes no mask, and the kernel is told of causality alone.
+# Registered for attention and not for masks: Transformers then makes no mask, and tells the kernel of causality alone.
 AttentionInterface.register(_UNMASKED, sdpa_attention_forward)
 
 

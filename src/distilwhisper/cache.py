@@ -103,7 +103,7 @@ class CacheKey:
             temperature: Of these distributions.
 
         Raises:
-            ValueError: For another ``encoder_dtype``, features that are random, or a vocabulary too large for ``top_k``.
+            ValueError: For another ``encoder_dtype``, random features, or a ``top_k`` that the vocabulary does not allow.
         """
         if encoder_dtype not in _ENCODER_DTYPES:
             raise ValueError(f"encoder_dtype must be one of {', '.join(_ENCODER_DTYPES)}, not {encoder_dtype!r}")

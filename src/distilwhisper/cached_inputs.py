@@ -86,8 +86,9 @@ class CachedInputs:
                 spans.append((row, slice(prompt, len(ids) - 1)))
                 states.append(self.cache.read_teacher(recording.audio, ids[:-1], recording.sample))
             if self.cache.key.top_k:
-                ids, log_probs = zip(*map(unpack_top_k, states), strict=True)
-                batch |= {"teacher_ids": _spread(spans, ids, length), "teacher_log_probs": _spread(spans, log_probs, length)}
+                top = [unpack_top_k(packed) for packed in states]
+                batch["teacher_ids"] = _spread(spans, [ids for ids, _ in top], length)
+                batch["teacher_log_probs"] = _spread(spans, [log_probs for _, log_probs in top], length)
             else:
                 batch["teacher_hidden"] = _spread(spans, states, length)
         return batch

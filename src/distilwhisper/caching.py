@@ -42,9 +42,9 @@ class CacheReport:
         nbytes: Bytes written.
         encoder_error: Root mean square of what storing as int8 changed in the encoder's output, relative to that of
             the output; 0 without int8.
-        residual_mean: Mean probability beyond the likeliest tokens that were kept of the teacher's distributions, at their
+        residual_mean: Mean probability beyond the tokens that were kept of the teacher's distributions, at their
             temperature; 0 where its hidden states were kept.
-        residual_p95: What 95 % of the distributions stay below.
+        residual_p95: What 95 % of these probabilities stay below.
         left_out: Samples that cannot be used, by reason.
         elapsed_s: Time taken.
     """
@@ -72,8 +72,8 @@ class CacheReport:
             lines.append(f"int8 changed the encoder's output by {self.encoder_error:.2%} (relative root mean square)")
         if self.residual_mean:
             lines.append(
-                f"beyond the tokens kept, the teacher's distributions have a mass of {self.residual_mean:.2%} in the mean, "
-                f"95 % of them less than {self.residual_p95:.2%}"
+                f"beyond the tokens kept, the teacher's distributions have {self.residual_mean:.2%} of their mass in the "
+                f"mean, 95 % of them less than {self.residual_p95:.2%}"
             )
         return "\n".join([*lines, *(f"left out {count:,}: {reason}" for reason, count in self.left_out.most_common())])
 

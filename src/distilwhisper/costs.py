@@ -146,7 +146,9 @@ def teacher_cache_bytes(shape: WhisperShape, *, itemsize: int = FP16, top_k: int
     return shape.d_model * itemsize if top_k is None else 2 * top_k + 2 * (top_k + 1)
 
 
-def loss_bytes(student: WhisperShape, teacher: WhisperShape, *, rows: int, chunk_size: int, itemsize: int = FP32) -> int:
+def loss_bytes(
+    student: WhisperShape, teacher: WhisperShape, *, rows: int, chunk_size: int, itemsize: int = FP32
+) -> int:
     """Return what the fused loss has in memory at its peak, beyond its inputs.
 
     Two buffers of logits of one chunk and a share of a third on CPUs (a whole third on GPUs, which is what is counted),

@@ -125,7 +125,9 @@ def _forward_kl(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings) 
 def reduce_top_k_chunk(
     buffers: list[Tensor], labels: Tensor, teacher: TopKTeacher, settings: ChunkSettings
 ) -> tuple[Tensor, Tensor]:
-    """Do what :func:`reduce_chunk` does, for a teacher of ``k`` tokens and one bucket for all others::
+    """Do what :func:`reduce_chunk` does, for a teacher of ``k`` tokens and one bucket for all others.
+
+    ::
 
         KL_k+1 = sum_K p_j log(p_j / q_j) + r log(r / s),    r = 1 - sum_K p_j,  s = 1 - sum_K q_j
         d/ds   = q_j - p_j  in K,    q_j (1 - r / s)  elsewhere
@@ -159,9 +161,7 @@ def reduce_top_k_chunk(
     return divergence.sum() * temperature**2, (hard_lse - target).sum()
 
 
-def _hard_numerators(
-    student: Tensor, q: Tensor, soft_lse: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _hard_numerators(student: Tensor, q: Tensor, soft_lse: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Turn logits divided by the temperature into the numerators of their softmax at 1; return sum and lse too."""
     if temperature in (1, 2):  # exp(z) is exp(z / 2) squared: no second pass of exponentials
         torch.mul(q, q if temperature == 2 else 1, out=student)

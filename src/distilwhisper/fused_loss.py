@@ -1,7 +1,7 @@
 """The fused loss: logits a chunk of rows at a time, gradients made in the forward pass.
 
-The gradient of the objective with respect to the logits is known in closed form (:mod:`distilwhisper.losses`), so that a
-chunk's logits are turned into it at once, multiplied into the gradients of hidden states and head, and forgotten.
+The gradient of the objective with respect to the logits is known in closed form (:mod:`distilwhisper.losses`), so that
+a chunk's logits are turned into it at once, multiplied into the gradients of hidden states and head, and forgotten.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class FusedDistillation(torch.autograd.Function):
         divisor: Tensor,
         settings: ChunkSettings,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the total and its two terms, and make the gradients."""
         accumulate, compute = accumulation_dtype(hidden), _compute_dtype(hidden)
         needed = ctx.needs_input_grad[:2] if settings.needs_gradient else (False, False)
         gradients = _Gradients(hidden, head, accumulate, needed)
@@ -91,6 +92,7 @@ class FusedDistillation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients that the forward pass made."""
         if ctx.gradients is None:
             raise RuntimeError(
                 "distillation_loss was differentiated twice; its gradients are released after the first backward, "

@@ -38,7 +38,7 @@ class DistillationLoss(NamedTuple):
     pl: Tensor
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def distillation_loss(
     student_hidden: Tensor,
     student_head: Tensor,

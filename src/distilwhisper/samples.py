@@ -160,10 +160,10 @@ def _group(
 def label_lengths(samples: MapSamples, collator: DataCollatorForDistillation) -> list[int]:
     """Return how long the labels are: in tokens where the data set has them, in bytes elsewhere. No audio is read."""
     dataset, columns = samples.dataset, getattr(samples.dataset, "column_names", None)
-    wanted = ("whisper_tokens", collator.transcript_column, collator.text_column)
+    wanted = ["whisper_tokens", collator.transcript_column, collator.text_column]
     if columns is not None:
-        wanted = tuple(column for column in wanted if column in columns)[:1]
-        dataset = dataset.select_columns(list(wanted))
+        wanted = [column for column in wanted if column in columns][:1]
+        dataset = dataset.select_columns(wanted)
 
     def length(row: Any) -> int:
         label = next((row[name] for name in wanted if row.get(name) is not None), "")

@@ -28,7 +28,9 @@ def find_top_k(hidden: Tensor, head: Tensor, top_k: int, temperature: float) -> 
 
 def pack_top_k(ids: Tensor, log_probabilities: Tensor) -> Tensor:
     """Return ``[tokens, 4 k + 2]`` bytes: ids of 16 bits, then log-probabilities of 16 bits."""
-    numbers = torch.cat([(ids - LARGEST_VOCABULARY // 2).to(torch.int16), log_probabilities.half().view(torch.int16)], -1)
+    numbers = torch.cat(
+        [(ids - LARGEST_VOCABULARY // 2).to(torch.int16), log_probabilities.half().view(torch.int16)], -1
+    )
     return numbers.cpu().contiguous().view(torch.uint8)
 
 
