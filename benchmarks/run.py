@@ -126,12 +126,13 @@ def demo(which: str, samples: int = 96, updates: int = 12, bf16: bool = False) -
 
     clock, waits = Clock(), []
     with tempfile.TemporaryDirectory() as folder:
-        if which == "cached":
-            cache_states(str(teacher), processor, data, f"{folder}/states", language="en")
+        if which != "online":
+            top_k = 64 if which == "top_k" else 0
+            cache_states(str(teacher), processor, data, f"{folder}/states", language="en", top_k=top_k)
         args = DistillationTrainingArguments(
             output_dir=folder, max_steps=updates, per_device_train_batch_size=16, learning_rate=1e-3, language="en",
             report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True, logging_steps=100, bf16=bf16,
-            state_cache=f"{folder}/states" if which == "cached" else None,
+            state_cache=None if which == "online" else f"{folder}/states",
         )  # fmt: skip
         trainer = DistillationTrainer(
             model=create_student(str(teacher), dtype=torch.float32), teacher_model=str(teacher), args=args,
@@ -247,6 +248,7 @@ SECTIONS: dict[str, Callable[[], list[dict]]] = {
     "demo": lambda: [
         compare("update of the demo, 16 utterances", "demo", {}, ("online", "cached")),
         compare("the same in mixed precision", "demo", {"bf16": True}, ("online", "cached")),
+        compare("the same from the 64 likeliest tokens", "demo", {"bf16": True}, ("online", "top_k")),
     ],
     "loader": feeding,
 }

@@ -103,7 +103,7 @@ class CacheKey:
             temperature: Of these distributions.
 
         Raises:
-            ValueError: For another ``encoder_dtype``, random features, or a ``top_k`` that the vocabulary does not allow.
+            ValueError: For another ``encoder_dtype``, random features, or a ``top_k`` that the vocabulary rules out.
         """
         if encoder_dtype not in _ENCODER_DTYPES:
             raise ValueError(f"encoder_dtype must be one of {', '.join(_ENCODER_DTYPES)}, not {encoder_dtype!r}")

@@ -72,8 +72,8 @@ class CacheReport:
             lines.append(f"int8 changed the encoder's output by {self.encoder_error:.2%} (relative root mean square)")
         if self.residual_mean:
             lines.append(
-                f"beyond the tokens kept, the teacher's distributions have {self.residual_mean:.2%} of their mass in the "
-                f"mean, 95 % of them less than {self.residual_p95:.2%}"
+                f"beyond the tokens kept lies {self.residual_mean:.2%} in the mean of the teacher's distributions, "
+                f"in 95 % of them less than {self.residual_p95:.2%}"
             )
         return "\n".join([*lines, *(f"left out {count:,}: {reason}" for reason, count in self.left_out.most_common())])
 
