@@ -36,7 +36,8 @@ class Bench:
         with self.device:
             self.teacher, self.student = models(args.size)
         self.step = DistillationStep(self.student, self.teacher, Objective())
-        place_teacher(self.teacher, self.device, torch.bfloat16)
+        self.teacher.model.encoder.cpu()  # the student's is shared
+        place_teacher(self.teacher, self.device, torch.bfloat16, shares_encoder=True)
         self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
         self.shapes = [WhisperShape.from_config(model.config) for model in (self.student, self.teacher)]

@@ -447,6 +447,12 @@ def test_of_the_teacher_only_the_head_is_placed_for_cached_training(tiny_teacher
     assert not any(parameter.requires_grad for parameter in tiny_teacher.parameters())
 
 
+def test_encoder_that_the_student_shares_is_not_placed_a_second_time(tiny_teacher):
+    place_teacher(tiny_teacher, torch.device("meta"), shares_encoder=True)
+    assert all(parameter.is_meta for parameter in tiny_teacher.model.decoder.parameters())
+    assert not any(parameter.is_meta for parameter in tiny_teacher.model.encoder.parameters())
+
+
 def test_fine_tuning_without_a_teacher_reads_the_encoder_alone(
     tiny_teacher, labelled_dataset, processor, cache_dir, tmp_path
 ):

@@ -46,9 +46,7 @@ def test_operations_and_parameters_are_those_of_the_models(name):
     with torch.no_grad():
         assert counted(lambda: model.model.encoder(features)) == shape.encoder_flops
 
-    mask = torch.empty(
-        1, 1, 30, 30, device="meta"
-    )  # given, as making one reads numbers, of which meta has none
+    mask = torch.empty(1, 1, 30, 30, device="meta")  # given, as making one reads numbers, of which meta has none
 
     def decode():
         inputs = {"encoder_hidden_states": states, "attention_mask": mask, "use_cache": False}

@@ -116,7 +116,8 @@ class DistillationTrainer(Seq2SeqTrainer):
         cached = use_state_cache(args, self.model, self._step.teacher, data_collator, self.train_dataset)
         if self._step.teacher is not None:
             dtype = args.compute_dtype if args.compute_dtype != torch.float32 else None
-            place_teacher(self._step.teacher, args.device, dtype, head_only=cached)
+            shared = self._step.shares_encoder
+            place_teacher(self._step.teacher, args.device, dtype, head_only=cached, shares_encoder=shared)
         self._forget_terms()
         self.add_callback(_StartOfEpochs(self))
 
