@@ -18,6 +18,12 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def own_mb() -> float:
+    """Return the memory that this process holds for itself now, without pages of files that the system can drop."""
+    line = next(line for line in _lines("/proc/self/status") if line.startswith("RssAnon"))
+    return int(line.split()[1]) / 1024
+
+
 def measure(run: Callable[[], object], repeats: int) -> dict:
     """Return the median time of a call after a first one, and the peak memory beyond what was held before."""
     before, times = peak_mb(), []
