@@ -159,6 +159,12 @@ def test_plain_fine_tuning_needs_no_teacher(tiny_teacher, data, processor, tmp_p
     assert "kl_loss" not in trainer.state.log_history[0]
 
 
+def test_slices_of_joined_batches_are_refused(tiny_teacher, data, processor, tmp_path):
+    """They have rows of another length each, and rows that belong to another process."""
+    with pytest.raises(ValueError, match="dispatch_batches=True joins the batches"):
+        trainer_for(tiny_teacher, data, processor, tmp_path, accelerator_config={"dispatch_batches": True})
+
+
 def test_missing_teacher_is_an_error_that_says_so(tiny_teacher, data, processor, tmp_path):
     with pytest.raises(ValueError, match="need a teacher; pass teacher_model"):
         DistillationTrainer(

@@ -142,7 +142,16 @@ def evaluation_samples(dataset: Any, collator: Any) -> Any:
 
 
 def adapt_arguments(args: DistillationTrainingArguments, train_dataset: Any) -> None:
-    """Set what follows from the data and the machine."""
+    """Set what follows from the data and the machine.
+
+    Raises:
+        ValueError: If Accelerate is to deal out slices of batches.
+    """
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "accelerator_config dispatch_batches=True joins the batches of all processes and deals out slices, but each "
+            "batch has labels of its own length: leave it out"
+        )
     if args.n_gpu > 1:
         logger.warning(
             "this process sees %d GPUs and uses one (torch.nn.DataParallel would average wrongly); "
