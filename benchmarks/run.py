@@ -27,6 +27,7 @@ from distilwhisper.losses import distillation_loss
 
 VOCABULARY = 51_866
 REPOSITORY = Path(__file__).parents[1]
+REPEATS: int | None = None
 
 
 # ---- what is measured, each in its own process -----------------------------------------------------------------------
@@ -198,6 +199,7 @@ MEASURED: dict[str, Callable[..., dict]] = {"loss": loss, "step": step, "demo": 
 
 def compare(name: str, function: str, settings: dict, pair: tuple[str, str]) -> dict:
     """Measure two ways of doing the same, and print a row of the table."""
+    settings = settings | ({"repeats": REPEATS} if REPEATS and "repeats" in settings else {})
     slow, fast = (in_process(__file__, function, settings | {"which": which}) for which in pair)
     row: dict = {"name": name, "ways": pair, "slow": slow, "fast": fast}
     failed = [one["failed"] for one in (slow, fast) if "failed" in one]
@@ -232,17 +234,17 @@ def feeding() -> list[dict]:
 
 ONLINE, CACHES = ("plain", "ours"), ("ours", "cached")
 SECTIONS: dict[str, Callable[[], list[dict]]] = {
-    "loss": lambda: [compare("loss + backward, 1,024 rows, fp32", "loss", {"rows": 1_024}, ONLINE)],
+    "loss": lambda: [compare("loss + backward, 1,024 rows, fp32", "loss", {"rows": 1_024, "repeats": 3}, ONLINE)],
     "growth": growth,
     "peers": lambda: [
         compare(f"{peer}'s loss + backward, 1,024 rows", "loss", {"rows": 1_024, "repeats": 1}, (peer, "ours"))
         for peer in ("liger", "trl")
     ],
-    "step": lambda: [compare("update, whisper-small, batch 8, teacher online", "step", {}, ONLINE)],
-    "step_bf16": lambda: [compare("the same in mixed precision", "step", {"bf16": True}, ONLINE)],
+    "step": lambda: [compare("update, whisper-small, batch 8, teacher online", "step", {"repeats": 1}, ONLINE)],
+    "step_bf16": lambda: [compare("the same in mixed precision", "step", {"bf16": True, "repeats": 1}, ONLINE)],
     "cached": lambda: [
-        compare("update from caches, whisper-small, batch 8", "step", {"repeats": 3}, CACHES),
-        compare("the same in mixed precision", "step", {"repeats": 3, "bf16": True}, CACHES),
+        compare("update from caches, whisper-small, batch 8", "step", {"repeats": 2}, CACHES),
+        compare("the same in mixed precision", "step", {"repeats": 2, "bf16": True}, CACHES),
     ],
     "demo": lambda: [
         compare("update of the demo, 16 utterances", "demo", {}, ("online", "cached")),
@@ -266,7 +268,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/bench.json"))
     parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, help="Runs of each step, of which the median is taken.")
     args = parser.parse_args()
+    global REPEATS
+    REPEATS = args.repeats
     if args.measure:
         print(json.dumps(MEASURED[args.measure](**args.settings)))
         return
