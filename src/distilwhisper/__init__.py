@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from distilwhisper.caching import CacheReport, cache_states
     from distilwhisper.checkpoints import last_checkpoint
     from distilwhisper.collator import DataCollatorForDistillation
+    from distilwhisper.costs import StepCost, WhisperShape, step_cost
+    from distilwhisper.divergences import TopKTeacher
     from distilwhisper.evaluation import EvaluationResult, evaluate
     from distilwhisper.filtering import FilterReport, WERFilter
     from distilwhisper.loading import load_speech
@@ -44,9 +46,12 @@ _MODULES = {
     "PseudoLabeler": "pseudo_labels",
     "StateCache": "cache",
     "StateCacheError": "cache",
+    "StepCost": "costs",
+    "TopKTeacher": "divergences",
     "Transcriber": "transcription",
     "Transcript": "transcription",
     "WERFilter": "filtering",
+    "WhisperShape": "costs",
     "cache_states": "caching",
     "compare_latency": "benchmarks",
     "create_student": "student",
@@ -58,6 +63,7 @@ _MODULES = {
     "load_speech": "loading",
     "measure_latency": "benchmarks",
     "save_processor": "student",
+    "step_cost": "costs",
 }
 
 __version__ = version("distilwhisper")
@@ -78,9 +84,12 @@ __all__ = [
     "PseudoLabeler",
     "StateCache",
     "StateCacheError",
+    "StepCost",
+    "TopKTeacher",
     "Transcriber",
     "Transcript",
     "WERFilter",
+    "WhisperShape",
     "cache_states",
     "compare_latency",
     "create_student",
@@ -92,6 +101,7 @@ __all__ = [
     "load_speech",
     "measure_latency",
     "save_processor",
+    "step_cost",
 ]
 
 
