@@ -5,7 +5,8 @@
     python benchmarks/run.py --only demo --output outputs/demo.json
 
 Times are medians; memory is the peak of the process beyond what it held before the first call. The peers' losses are
-measured where they are installed (pip install liger-kernel trl).
+measured where they are installed (pip install liger-kernel trl). On a machine that others use, set OMP_NUM_THREADS=1:
+then the processor's time of one thread is measured, in place of the clock's.
 """
 
 import argparse

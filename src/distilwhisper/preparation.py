@@ -149,8 +149,8 @@ def adapt_arguments(args: DistillationTrainingArguments, train_dataset: Any) -> 
     """
     if args.accelerator_config.dispatch_batches:
         raise ValueError(
-            "accelerator_config dispatch_batches=True joins the batches of all processes and deals out slices, but each "
-            "batch has labels of its own length: leave it out"
+            "accelerator_config dispatch_batches=True joins the batches of all processes and deals out slices, but "
+            "each batch has labels of its own length: leave it out"
         )
     if args.n_gpu > 1:
         logger.warning(
