@@ -18,9 +18,9 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def own_mb() -> float:
+def own_mb(field: str = "RssAnon") -> float:
     """Return the memory that this process holds for itself now, without pages of files that the system can drop."""
-    line = next(line for line in _lines("/proc/self/status") if line.startswith("RssAnon"))
+    line = next(line for line in _lines("/proc/self/status") if line.startswith(field))
     return int(line.split()[1]) / 1024
 
 
@@ -29,13 +29,14 @@ def measure(run: Callable[[], object], repeats: int) -> dict:
 
     With one thread, time is that of the processor: other programs on the machine do not count.
     """
-    before, times = peak_mb(), []
+    before, times = own_mb(), []
+    files = own_mb("RssFile")
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for _ in range(repeats + 1):
         start = clock()
         run()
         times.append(clock() - start)
-    return {"seconds": statistics.median(times[1:]), "peak_mb": peak_mb() - before}
+    return {"seconds": statistics.median(times[1:]), "peak_mb": peak_mb() - files - before}
 
 
 def in_process(program: str | Path, function: str, settings: dict) -> dict:

@@ -38,8 +38,8 @@ def loss(which: str, rows: int, width: int = 1_280, repeats: int = 3) -> dict:
     """Time loss and backward on hidden states of a large model, fp32."""
     torch.manual_seed(0)
     hidden = torch.randn(rows, width, requires_grad=True)
-    head = (0.02 * torch.randn(VOCABULARY, width)).requires_grad_()
-    teacher_hidden, teacher_head = torch.randn(rows, width), 0.02 * torch.randn(VOCABULARY, width)
+    head = torch.randn(VOCABULARY, width).mul_(0.02).requires_grad_()
+    teacher_hidden, teacher_head = torch.randn(rows, width), torch.randn(VOCABULARY, width).mul_(0.02)
     labels = torch.randint(VOCABULARY, (rows,))
     compute = {"plain": None, "ours": None, "liger": _liger, "trl": _trl}[which]
 
