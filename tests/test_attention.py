@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_whisper
 
-from distilwhisper.attention import choose_attention, set_attention, without_masks
+from distilwhisper.attention import choose_attention, set_attention, without_flash, without_masks
 
 
 @pytest.mark.parametrize(("requested", "chosen"), [("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
@@ -21,6 +21,14 @@ def test_flash_attention_is_refused_where_it_cannot_run_and_the_message_says_why
         ValueError, match=r"on cpu, not on a CUDA GPU.* computes in float32, not in 16 bits; use 'auto'"
     ):
         choose_attention("flash_attention_2", torch.device("cpu"), torch.float32)
+
+
+def test_flash_attention_makes_room_for_generation_and_comes_back():
+    model = tiny_whisper()
+    model.config._attn_implementation = "flash_attention_2"  # as on a GPU
+    with without_flash(model, None):
+        assert model.model.decoder.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "flash_attention_2"
 
 
 def test_eager_attention_keeps_its_masks():

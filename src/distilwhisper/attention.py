@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -61,8 +61,7 @@ def set_attention(model: Any, requested: str, device: torch.device, dtype: torch
     return chosen
 
 
-@contextmanager
-def without_masks(*models: Any) -> Iterator[None]:
+def without_masks(*models: Any) -> AbstractContextManager[None]:
     """Let decoders run on whole right-padded sequences without attention masks, which ``sdpa`` would build.
 
     Building them makes the host wait for the GPU at each forward pass, and no labelled position sees the padding. Not
@@ -71,12 +70,26 @@ def without_masks(*models: Any) -> Iterator[None]:
     Args:
         models: Models, of which those with ``sdpa`` are switched; None is passed over.
     """
+    return _switched(models, "sdpa", _UNMASKED)
+
+
+def without_flash(*models: Any) -> AbstractContextManager[None]:
+    """Let models with float32 weights run outside mixed precision, as in generation: FlashAttention takes 16 bits alone.
+
+    Args:
+        models: Models, of which those with ``flash_attention_2`` are switched to ``sdpa``; None is passed over.
+    """
+    return _switched(models, "flash_attention_2", "sdpa")
+
+
+@contextmanager
+def _switched(models: tuple[Any, ...], usual: str, now: str) -> Iterator[None]:
     configs = {id(model.config): model.config for model in models if model is not None}.values()
-    switched = [config for config in configs if config._attn_implementation == "sdpa"]
+    switched = [config for config in configs if config._attn_implementation == usual]
     for config in switched:
-        config._attn_implementation = _UNMASKED
+        config._attn_implementation = now
     try:
         yield
     finally:
         for config in switched:
-            config._attn_implementation = "sdpa"
+            config._attn_implementation = usual

@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback,
 from transformers.trainer_utils import SaveStrategy
 
 from distilwhisper.arguments import DistillationTrainingArguments
+from distilwhisper.attention import without_flash
 from distilwhisper.cached_inputs import use_state_cache
 from distilwhisper.checkpoints import STATE_FILE, last_checkpoint
 from distilwhisper.generation import generate_tokens
@@ -260,7 +261,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         settings = gen_kwargs or getattr(self, "_gen_kwargs", {})
         limit = settings.get("max_new_tokens") or settings.get("max_length") or self.args.generation_max_length
         limit = min(limit or student.config.max_target_positions, student.config.max_target_positions - prefix.shape[1])
-        with whole_weights(student):
+        with whole_weights(student), without_flash(student):
             generated = generate_tokens(
                 student,
                 prefix,
