@@ -68,8 +68,8 @@ test-oldest: ## Run the tests with the oldest supported versions of what the pac
 
 check: lint types coverage docs package ## What CI runs
 
-bench: $(VENV)/.dev ## Measure ours against the plain recipe, side by side
-	$(BIN)/python benchmarks/run.py
+bench: $(VENV)/.dev ## Measure ours against the plain recipe, side by side (ONLY=loss for a section)
+	$(BIN)/python benchmarks/run.py $(if $(ONLY),--only $(ONLY))
 
 clean: ## Remove what was built, the environment too
 	rm -rf build dist outputs .coverage .pytest_cache .mypy_cache .ruff_cache $(VENV) $(VENV)-oldest

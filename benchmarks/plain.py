@@ -22,7 +22,9 @@ def plain_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperatu
 def plain_step(student: torch.nn.Module, teacher: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Return the loss of a batch: frozen encoder once, the two decoders on all 448 positions."""
     with torch.no_grad():
-        encoded = student.model.encoder(batch["input_features"]).last_hidden_state
-        target = teacher(encoder_outputs=(encoded,), decoder_input_ids=batch["decoder_input_ids"]).logits
+        features = batch["input_features"].to(student.model.encoder.conv1.weight.dtype)
+        encoded = student.model.encoder(features).last_hidden_state
+        states = encoded.to(teacher.dtype)
+        target = teacher(encoder_outputs=(states,), decoder_input_ids=batch["decoder_input_ids"]).logits
     logits = student(encoder_outputs=(encoded,), decoder_input_ids=batch["decoder_input_ids"]).logits
     return plain_loss(logits, target, batch["labels"])

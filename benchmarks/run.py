@@ -1,129 +1,289 @@
 """Measure ours against the plain recipe, side by side, each measurement in a process of its own.
 
-    make bench                                     # everything; writes outputs/bench.json
-    python benchmarks/run.py --only loss           # one section
+    make bench                                     # everything, some ten minutes; writes outputs/bench.json
+    python benchmarks/run.py --only loss           # one section: loss growth peers step step_bf16 cached demo loader
+    python benchmarks/run.py --only demo --output outputs/demo.json
 
-Times are medians; memory is the peak of the process beyond what it held before the first call.
+Times are medians; memory is the peak of the process beyond what it held before the first call. The peers' losses are
+measured where they are installed (pip install liger-kernel trl). On a machine that others use, set OMP_NUM_THREADS=1:
+then the processor's time of one thread is measured, in place of the clock's.
 """
 
 import argparse
 import json
-import resource
-import statistics
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from measure import in_process, machine, measure, own_mb, peak_mb
 from plain import plain_loss, plain_step
+from shapes import FULL_LENGTH, batch, cached, models
 
+from distilwhisper.costs import WhisperShape, loss_bytes, plain_loss_bytes, step_cost
 from distilwhisper.losses import distillation_loss
 
 VOCABULARY = 51_866
+REPOSITORY = Path(__file__).parents[1]
+REPEATS: int | None = None
 
 
-def measure(run: Callable[[], object], repeats: int) -> dict:
-    """Return the median time of a call, and the peak memory beyond what was held before."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": statistics.median(times[1:]), "peak_mb": peak / 1024}
+# ---- what is measured, each in its own process -----------------------------------------------------------------------
 
 
-def loss(which: str, rows: int, width: int = 1_280) -> dict:
+def loss(which: str, rows: int, width: int = 1_280, repeats: int = 3) -> dict:
     """Time loss and backward on hidden states of a large model, fp32."""
     torch.manual_seed(0)
     hidden = torch.randn(rows, width, requires_grad=True)
-    head = (0.02 * torch.randn(VOCABULARY, width)).requires_grad_()
-    teacher_hidden, teacher_head = torch.randn(rows, width), 0.02 * torch.randn(VOCABULARY, width)
+    head = torch.randn(VOCABULARY, width).mul_(0.02).requires_grad_()
+    teacher_hidden, teacher_head = torch.randn(rows, width), torch.randn(VOCABULARY, width).mul_(0.02)
     labels = torch.randint(VOCABULARY, (rows,))
+    compute = {"plain": None, "ours": None, "liger": _liger, "trl": _trl}[which]
 
-    def run() -> None:
+    def run() -> float:
         hidden.grad = head.grad = None
         if which == "plain":
-            plain_loss(hidden @ head.T, teacher_hidden @ teacher_head.T, labels).backward()
+            value = plain_loss(hidden @ head.T, teacher_hidden @ teacher_head.T, labels)
+        elif which == "ours":
+            value = distillation_loss(hidden, head, teacher_hidden, teacher_head, labels).total
         else:
-            distillation_loss(hidden, head, teacher_hidden, teacher_head, labels).total.backward()
+            value = compute(hidden, head, teacher_hidden, teacher_head, labels)
+        value.backward()
+        return value.item()
 
-    return measure(run, repeats=3)
+    return measure(run, repeats) | {"loss": run()}
 
 
-def step(which: str, batch_size: int = 8) -> dict:
-    """Time a whole step of whisper-small's shapes: 12 + 12 -> 2 layers, 30 s of audio, labels of 20 to 120 tokens."""
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
+def _liger(hidden: Any, head: Any, teacher_hidden: Any, teacher_head: Any, labels: Any) -> Any:
+    # Its generalised divergence at beta 0 is the forward KL, without the factor T^2 of the gradient.
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    from distilwhisper import create_student
-    from distilwhisper.modeling import DistillationStep, Objective
+    function = LigerFusedLinearJSDLoss(
+        weight_hard_loss=1.0, weight_soft_loss=0.8, beta=0.0, temperature=2.0, compiled=False, chunk_size=256
+    )
+    result = function(hidden, head, teacher_hidden, teacher_head, labels)
+    return result[0] if isinstance(result, tuple) else result
 
-    torch.manual_seed(0)
-    layers = {"encoder_layers": 12, "decoder_layers": 12, "encoder_attention_heads": 12, "decoder_attention_heads": 12}
-    config = WhisperConfig(vocab_size=51_865, d_model=768, encoder_ffn_dim=3_072, decoder_ffn_dim=3_072, **layers)
-    teacher = WhisperForConditionalGeneration(config).eval().requires_grad_(False)
-    student = create_student(teacher, decoder_layers=2, freeze_encoder=True).train()
-    lengths = torch.linspace(20, 120, batch_size).int().tolist()
-    width = 448 if which == "plain" else max(lengths)
-    labels = torch.full((batch_size, width), -100)
-    for row, length in enumerate(lengths):
-        labels[row, :length] = torch.randint(50_000, (length,))
-    batch = {
-        "input_features": torch.randn(batch_size, 80, 3_000),
-        "decoder_input_ids": labels.clamp(min=0),
-        "labels": labels,
-    }
+
+def _trl(hidden: Any, head: Any, teacher_hidden: Any, teacher_head: Any, labels: Any) -> Any:
+    # On whole logits, divergence alone: it has no cross-entropy.
+    from trl.experimental.gkd import GKDTrainer
+
+    logits, teacher_logits = hidden @ head.T, teacher_hidden @ teacher_head.T
+    return GKDTrainer.generalized_jsd_loss(logits[None], teacher_logits[None], labels[None], beta=0.0, temperature=2.0)
+
+
+def step(which: str, *, size: str = "small", batch_size: int = 8, bf16: bool = False, repeats: int = 2) -> dict:
+    """Time a whole update: forward, backward, clipping, AdamW; 30 s of audio, labels of 20 to 120 tokens."""
+    from distilwhisper.modeling import DistillationStep, Objective, place_teacher
+
+    teacher, student = models(size)
+    dtype = torch.bfloat16 if bf16 else torch.float32
     ours = DistillationStep(student, teacher, Objective())
+    place_teacher(teacher, torch.device("cpu"), dtype)
+    lengths = torch.linspace(20, 120, batch_size).int().tolist()
+    made = batch(student.config, lengths, FULL_LENGTH if which == "plain" else max(lengths))
+    if which == "cached":
+        made = cached(student.config, made, dtype)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
     def run() -> None:
-        student.zero_grad()
-        (plain_step(student, teacher, batch) if which == "plain" else ours(student, batch).loss).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            value = plain_step(student, teacher, made) if which == "plain" else ours(student, made).loss
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
-    return measure(run, repeats=2)
+    result = measure(run, repeats)
+    shapes = WhisperShape.from_config(student.config), WhisperShape.from_config(teacher.config)
+    tokens = made["labels"].shape[1]
+    rows = batch_size * tokens if which == "plain" else sum(lengths)
+    cost = step_cost(*shapes, batch_size=batch_size, tokens=tokens, rows=rows, cached=which == "cached")
+    return result | {"gflop": cost.total / 1e9, "gflop_per_s": cost.total / 1e9 / result["seconds"]}
 
 
-SECTIONS: dict[str, list[tuple[str, Callable[..., dict], dict]]] = {
-    "loss": [
-        ("loss + backward, 1,024 rows", loss, {"rows": 1_024}),
-        ("loss + backward, 2,048 rows", loss, {"rows": 2_048}),
+def demo(which: str, samples: int = 96, updates: int = 12, bf16: bool = False) -> dict:
+    """Time updates of the demo's training: its teacher, 16 synthesised utterances each, the trainer and its loader."""
+    from transformers import TrainerCallback, WhisperProcessor
+
+    from distilwhisper import DistillationTrainer, DistillationTrainingArguments, cache_states, create_student
+    from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
+
+    teacher = REPOSITORY / "examples" / "teacher"
+    rest = dict.fromkeys(["validation", "test", "ood_accents", "ood_noise"], 0)
+    data = synthesize_corpus(CorpusConfig(train=samples, **rest))["train"]
+    processor = WhisperProcessor.from_pretrained(teacher)
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+    clock, waits = Clock(), []
+    with tempfile.TemporaryDirectory() as folder:
+        if which != "online":
+            top_k = 64 if which == "top_k" else 0
+            cache_states(str(teacher), processor, data, f"{folder}/states", language="en", top_k=top_k)
+        args = DistillationTrainingArguments(
+            output_dir=folder, max_steps=updates, per_device_train_batch_size=16, learning_rate=1e-3, language="en",
+            report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True, logging_steps=100, bf16=bf16,
+            state_cache=None if which == "online" else f"{folder}/states",
+        )  # fmt: skip
+        trainer = DistillationTrainer(
+            model=create_student(str(teacher), dtype=torch.float32), teacher_model=str(teacher), args=args,
+            train_dataset=data, processing_class=processor, callbacks=[clock],
+        )  # fmt: skip
+        collate = trainer.data_collator
+
+        def timed(rows: list) -> dict:
+            start = time.perf_counter()
+            made = collate(rows)
+            waits.append(time.perf_counter() - start)
+            return made
+
+        trainer.data_collator = timed
+        trainer.train()
+    seconds = [end - start for start, end in zip(clock.ends[1:-1], clock.ends[2:], strict=True)]
+    median = sorted(seconds)[len(seconds) // 2]
+    return {"seconds": median, "collate_seconds": sorted(waits)[len(waits) // 2], "peak_mb": peak_mb()}
+
+
+def loader(rows: int, seconds: float = 10.0) -> dict:
+    """Feed batches of 30 s recordings to nobody, in one process: how fast they come, and what memory that takes."""
+    import io
+
+    import numpy as np
+    import soundfile
+    from datasets import Audio, Dataset
+    from torch.utils.data import DataLoader
+    from transformers import WhisperProcessor
+
+    from distilwhisper.collator import DataCollatorForDistillation
+    from distilwhisper.samples import MapSamples
+
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.003, 480_000), 16_000, format="FLAC")
+    with tempfile.TemporaryDirectory() as folder:
+
+        def generate() -> Any:
+            for index in range(rows):
+                audio = {"bytes": file.getvalue(), "path": None}
+                yield {"id": str(index), "audio": audio, "whisper_transcript": "words " * 40}
+
+        data = Dataset.from_generator(generate, cache_dir=folder).cast_column("audio", Audio(decode=False))
+        processor = WhisperProcessor.from_pretrained(REPOSITORY / "examples" / "teacher")
+        processor.feature_extractor = type(processor.feature_extractor)()
+        collator = DataCollatorForDistillation(processor, language="en", window_s=30)
+        loading = DataLoader(MapSamples(data, "audio"), 8, shuffle=True, collate_fn=collator)
+        before, times = own_mb(), []
+        last = start = time.perf_counter()
+        for _ in loading:
+            times.append((time.perf_counter() - last) / 8)
+            last = time.perf_counter()
+            if last - start > seconds:
+                break
+        return {"seconds": sorted(times)[len(times) // 2], "peak_mb": own_mb() - before, "samples": 8 * len(times)}
+
+
+MEASURED: dict[str, Callable[..., dict]] = {"loss": loss, "step": step, "demo": demo, "loader": loader}
+
+
+# ---- the sections of the table ---------------------------------------------------------------------------------------
+
+
+def compare(name: str, function: str, settings: dict, pair: tuple[str, str]) -> dict:
+    """Measure two ways of doing the same, and print a row of the table."""
+    settings = settings | ({"repeats": REPEATS} if REPEATS and "repeats" in settings else {})
+    slow, fast = (in_process(__file__, function, settings | {"which": which}) for which in pair)
+    row: dict = {"name": name, "ways": pair, "slow": slow, "fast": fast}
+    failed = [one["failed"] for one in (slow, fast) if "failed" in one]
+    if failed:
+        print(f"| {name} | not measured: {failed[0]} | | | |", flush=True)
+        return row
+    row |= {"faster": slow["seconds"] / fast["seconds"], "less_memory": slow["peak_mb"] / max(1.0, fast["peak_mb"])}
+    cells = [f"{way}: {one['seconds']:.3g} s, {one['peak_mb']:,.0f} MB" for way, one in zip(pair, (slow, fast))]  # noqa: B905
+    print(f"| {name} | {' | '.join(cells)} | {row['faster']:.2f}x | {row['less_memory']:.1f}x |", flush=True)
+    return row
+
+
+def growth() -> list[dict]:
+    small, large = (in_process(__file__, "loss", {"which": "ours", "rows": n, "repeats": 1}) for n in (1_024, 8_192))
+    # Gradients of the hidden states are results, not working memory: 7,168 rows more of 1,280 fp32 numbers.
+    results = 7_168 * 1_280 * 4 / 2**20
+    share = (large["peak_mb"] - small["peak_mb"] - results) / small["peak_mb"]
+    name = "our peak memory from 1,024 to 8,192 rows"
+    print(f"| {name} | {small['peak_mb']:,.0f} MB | {large['peak_mb']:,.0f} MB | {share:+.1%} | |", flush=True)
+    return [{"name": name, "small": small, "large": large, "growth": share}]
+
+
+def feeding() -> list[dict]:
+    rows = []
+    for count in (100, 1_000):
+        one = in_process(__file__, "loader", {"rows": count})
+        rows.append({"name": f"loader, one process, {count} recordings of 30 s", **one})
+        shown = one.get("failed") or f"{1e3 * one['seconds']:.1f} ms a sample | {one['peak_mb']:,.0f} MB"
+        print(f"| {rows[-1]['name']} | {shown} | | |", flush=True)
+    return rows
+
+
+ONLINE, CACHES = ("plain", "ours"), ("ours", "cached")
+SECTIONS: dict[str, Callable[[], list[dict]]] = {
+    "loss": lambda: [compare("loss + backward, 1,024 rows, fp32", "loss", {"rows": 1_024, "repeats": 3}, ONLINE)],
+    "growth": growth,
+    "peers": lambda: [
+        compare(f"{peer}'s loss + backward, 1,024 rows", "loss", {"rows": 1_024, "repeats": 1}, (peer, "ours"))
+        for peer in ("liger", "trl")
     ],
-    "step": [("step, whisper-small shapes, batch 8", step, {})],
+    "step": lambda: [compare("update, whisper-small, batch 8, teacher online", "step", {"repeats": 1}, ONLINE)],
+    "step_bf16": lambda: [compare("the same in mixed precision", "step", {"bf16": True, "repeats": 1}, ONLINE)],
+    "cached": lambda: [
+        compare("update from caches, whisper-small, batch 8", "step", {"repeats": 2}, CACHES),
+        compare("the same in mixed precision", "step", {"repeats": 2, "bf16": True}, CACHES),
+    ],
+    "demo": lambda: [
+        compare("update of the demo, 16 utterances", "demo", {}, ("online", "cached")),
+        compare("the same in mixed precision", "demo", {"bf16": True}, ("online", "cached")),
+        compare("the same from the 64 likeliest tokens", "demo", {"bf16": True}, ("online", "top_k")),
+    ],
+    "loader": feeding,
 }
 
 
-def in_process(function: str, settings: dict) -> dict:
-    command = [sys.executable, __file__, "--measure", function, "--settings", json.dumps(settings)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(output.splitlines()[-1])
+def model() -> dict:
+    """Return what the cost model expects of the loss measurement, in MB."""
+    shape = WhisperShape(1_280, 32, 32, 5_120, 5_120, VOCABULARY, 128)
+    ours = loss_bytes(shape, shape, rows=1_024, chunk_size=256)
+    return {"ours_mb": ours / 2**20, "plain_mb": plain_loss_bytes(shape, rows=1_024) / 2**20}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SECTIONS)
+    parser.add_argument("--only", choices=SECTIONS, help="One section; the others keep what the output file says.")
     parser.add_argument("--output", type=Path, default=Path("outputs/bench.json"))
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=MEASURED, help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, default={}, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, help="Runs of each step, of which the median is taken.")
     args = parser.parse_args()
+    global REPEATS
+    REPEATS = args.repeats
     if args.measure:
-        print(json.dumps({"loss": loss, "step": step}[args.measure](**args.settings)))
+        print(json.dumps(MEASURED[args.measure](**args.settings)))
         return
-    rows = []
-    print("| measured | plain | ours | faster | less memory |\n|:--|--:|--:|--:|--:|")
-    for name, function, settings in [row for key in ([args.only] if args.only else SECTIONS) for row in SECTIONS[key]]:
-        plain, ours = (in_process(function.__name__, settings | {"which": which}) for which in ("plain", "ours"))
-        rows.append({"name": name, "plain": plain, "ours": ours})
-        cells = [f"{one['seconds']:.2f} s, {one['peak_mb']:,.0f} MB" for one in (plain, ours)]
-        ratios = [plain[key] / ours[key] for key in ("seconds", "peak_mb")]
-        print(f"| {name} | {' | '.join(cells)} | {ratios[0]:.1f}x | {ratios[1]:.1f}x |", flush=True)
-    sizes = {rows_: in_process("loss", {"which": "ours", "rows": rows_})["peak_mb"] for rows_ in (1_024, 8_192)}
-    # Gradients of the hidden states are results, not working memory: 7,168 rows more of 1,280 fp32 numbers.
-    growth = (sizes[8_192] - sizes[1_024] - 7_168 * 1_280 * 4 / 2**20) / sizes[1_024]
-    print(f"\nOur peak memory from 1,024 to 8,192 rows, beyond the gradients of the rows themselves: {growth:+.1%}")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({"rows": rows, "growth": growth, "torch": torch.__version__}, indent=2))
+    results = json.loads(args.output.read_text()) if args.only and args.output.exists() else {}
+    print("| measured | from | to | faster | less memory |\n|:--|--:|--:|--:|--:|")
+    for name in [args.only] if args.only else SECTIONS:
+        results[name] = {"machine": machine(), "rows": SECTIONS[name]()}
+        results["cost_model_of_the_loss"] = model()
+        args.output.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\nwritten to {args.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from distilwhisper.modeling import place_teacher
 from distilwhisper.pseudo_labels import PseudoLabeler
 from distilwhisper.samples import MapSamples
 from distilwhisper.shards import Record, ShardReader, ShardWriter
+from distilwhisper.top_k import find_top_k, pack_top_k, unpack_top_k
 
 PROGRAM = Path(__file__).parent / "programs" / "cache.py"
 
@@ -264,6 +265,63 @@ def test_labelling_fills_the_cache_for_the_training(processor, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+# ---- the likeliest tokens only ---------------------------------------------------------------------------------------
+
+
+def test_top_k_comes_back_from_its_bytes(tiny_teacher):
+    hidden, head = torch.randn(9, 16), tiny_teacher.proj_out.weight.detach()
+    ids, log_p = find_top_k(hidden, head, 7, 2.0)
+    whole = (hidden @ head.T / 2).softmax(-1)
+    torch.testing.assert_close(log_p[:, :-1].exp(), whole.gather(1, ids))
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(9))
+    packed = pack_top_k(ids, log_p)
+    assert packed.shape == (9, 4 * 7 + 2)
+    read, probabilities = unpack_top_k(packed)
+    assert torch.equal(read, ids)
+    torch.testing.assert_close(probabilities, log_p, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(probabilities.exp().sum(-1), torch.ones(9))
+
+
+def test_top_k_cache_takes_little_room_and_bounds_the_divergence_from_below(
+    tiny_teacher, labelled_dataset, processor, tmp_path
+):
+    settings = {"kl_weight": 1.0, "pl_weight": 0.0}
+    whole = first_loss(trainer_for(tiny_teacher, labelled_dataset, processor, tmp_path, **settings))
+    losses, residuals = [], []
+    for top_k in (4, 2_000, 51_000):
+        directory = tmp_path / str(top_k)
+        report = cache_states(tiny_teacher, processor, labelled_dataset, directory, language="en", top_k=top_k)
+        trainer = trainer_for(
+            tiny_teacher, labelled_dataset, processor, tmp_path, state_cache=str(directory), **settings
+        )
+        losses.append(first_loss(trainer))
+        residuals.append(report.residual_mean)
+        assert f"{report.residual_mean:.2%} in the mean" in str(report)
+        assert report.residual_mean <= report.residual_p95 + 0.05
+    assert losses[0] < losses[1] < losses[2] == pytest.approx(whole, rel=1e-2)
+    assert 1 > residuals[0] > residuals[1] > residuals[2] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 1.0}, "temperature of the teacher's distributions: 2.0, here 1.0"),
+        ({"divergence": "jsd"}, "serve divergence='forward_kl' alone, not 'jsd'"),
+    ],
+)
+def test_top_k_cache_is_refused_where_it_would_be_wrong(
+    tiny_teacher, labelled_dataset, processor, tmp_path, changes, message
+):
+    cache_states(tiny_teacher, processor, labelled_dataset, tmp_path / "cache", language="en", top_k=4)
+    with pytest.raises(StateCacheError, match=message):
+        trainer_for(tiny_teacher, labelled_dataset, processor, tmp_path, state_cache=str(tmp_path / "cache"), **changes)
+
+
+def test_impossible_top_k_is_refused(tiny_teacher, labelled_dataset, processor, tmp_path):
+    with pytest.raises(ValueError, match=r"less than the 51865 tokens .* not 51865"):
+        cache_states(tiny_teacher, processor, labelled_dataset, tmp_path / "cache", top_k=51_865)
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -387,6 +445,12 @@ def test_of_the_teacher_only_the_head_is_placed_for_cached_training(tiny_teacher
     assert tiny_teacher.proj_out.weight.is_meta
     assert not any(parameter.is_meta for parameter in tiny_teacher.model.decoder.layers.parameters())
     assert not any(parameter.requires_grad for parameter in tiny_teacher.parameters())
+
+
+def test_encoder_that_the_student_shares_is_not_placed_a_second_time(tiny_teacher):
+    place_teacher(tiny_teacher, torch.device("meta"), shares_encoder=True)
+    assert all(parameter.is_meta for parameter in tiny_teacher.model.decoder.parameters())
+    assert not any(parameter.is_meta for parameter in tiny_teacher.model.encoder.parameters())
 
 
 def test_fine_tuning_without_a_teacher_reads_the_encoder_alone(

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distilwhisper.divergences import DIVERGENCES
+from distilwhisper.divergences import DIVERGENCES, TopKTeacher
 from distilwhisper.losses import distillation_loss, hidden_state_loss
 
 
@@ -145,6 +145,83 @@ def test_other_divergences_equal_their_definitions(divergence, mixture, temperat
     torch.testing.assert_close(loss.kl, value.detach(), rtol=1e-10, atol=1e-12)
     for ours, theirs in zip(gradients(loss.total, hidden, head), gradients(expected, hidden, head), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def top_k(logits, k, temperature):
+    """A teacher's k likeliest tokens and the rest, from whole logits."""
+    log_p = (logits / temperature).log_softmax(-1)
+    best, ids = log_p.topk(k)
+    rest = log_p.scatter(1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    return TopKTeacher(ids, torch.cat([best, rest], -1), temperature)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.7])
+@pytest.mark.parametrize(("k", "chunk_size"), [(1, 5), (8, 24), (100, 1000)])
+def test_top_k_teacher_equals_the_divergence_of_k_tokens_and_a_bucket(temperature, k, chunk_size):
+    hidden, head, teacher_hidden, teacher_head, labels = problem()
+    keep = labels != -100
+    teacher = top_k(teacher_hidden @ teacher_head.T, k, temperature)
+    logits = hidden[keep] @ head.T
+    q = (logits / temperature).softmax(-1)
+    chosen = torch.zeros_like(q).scatter(1, teacher.ids[keep], 1.0) > 0
+    q_k = torch.cat([q.gather(1, teacher.ids[keep]), (q * ~chosen).sum(-1, keepdim=True)], -1)
+    log_p = teacher.log_probabilities[keep]
+    kl = (log_p.exp() * (log_p - q_k.log())).sum() * temperature**2 / keep.sum()
+    expected = 0.8 * kl + F.cross_entropy(logits, labels[keep])
+    loss = distillation_loss(hidden, head, teacher, None, labels, temperature=temperature, chunk_size=chunk_size)
+    torch.testing.assert_close(loss.kl, kl.detach(), rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(gradients(loss.total, hidden, head), gradients(expected, hidden, head), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    whole = distillation_loss(hidden, head, teacher_hidden, teacher_head, labels, temperature=temperature)
+    assert loss.kl <= whole.kl + 1e-12
+    if k == 100:  # one token is left for the bucket: nothing is lost
+        torch.testing.assert_close(loss.kl, whole.kl)
+
+
+def test_certain_top_k_teacher_has_a_finite_loss():
+    hidden, head, *_, labels = problem(dtype=torch.float32)
+    log_p = torch.tensor([[0.0, -torch.inf, -torch.inf]]).expand(len(labels), 3)
+    teacher = TopKTeacher(torch.arange(2).expand(len(labels), 2), log_p, 2.0)
+    loss = distillation_loss(100 * hidden, head, teacher, None, labels)
+    assert torch.isfinite(loss.total)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(loss.total, hidden, head))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 1.0}, "of temperature 2.0, the loss has 1.0"),
+        ({"divergence": "jsd"}, "serves divergence='forward_kl' alone, not 'jsd'"),
+    ],
+)
+def test_top_k_teacher_is_refused_where_it_would_be_wrong(changes, message):
+    hidden, head, teacher_hidden, teacher_head, labels = problem()
+    with pytest.raises(ValueError, match=message):
+        distillation_loss(hidden, head, top_k(teacher_hidden @ teacher_head.T, 5, 2.0), None, labels, **changes)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
+def test_extreme_logits_give_finite_gradients(temperature):
+    hidden, head, *teacher, labels = problem(dtype=torch.float32)
+    loss = distillation_loss(300 * hidden, head, *(300 * t for t in teacher), labels, temperature=temperature)
+    assert torch.isfinite(loss.total)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(loss.total, hidden, head))
+
+
+def test_mixed_precision_on_a_cpu_rounds_operands_and_nothing_else():
+    hidden, head, *teacher, labels = problem(
+        rows=300, vocabulary=3_000, width=64, teacher_width=64, dtype=torch.float32
+    )
+    hidden, head = (0.3 * hidden).detach().requires_grad_(), (0.3 * head).detach().requires_grad_()
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    exact = distillation_loss(hidden, head, *teacher, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = distillation_loss(hidden, head, *teacher, labels)
+    assert mixed.total.dtype == torch.float32
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    torch.testing.assert_close(mixed.total, exact.total, rtol=2e-3, atol=0)
+    for ours, theirs in zip(gradients(mixed.total, hidden, head), gradients(exact.total, hidden, head), strict=True):
+        assert (ours - theirs).norm() < 1e-2 * theirs.norm()
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

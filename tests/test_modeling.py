@@ -80,6 +80,7 @@ def test_student_equal_to_teacher_has_no_divergence_also_on_prompted_rows(tiny_t
     student.model.encoder.requires_grad_(not shared)
     step = DistillationStep(student, tiny_teacher, Objective())
     assert step.shares_encoder is shared
+    del batch["label_rows"]  # of the whole batch
     for rows in (slice(0, None), slice(0, 1), slice(1, 2)):
         part = {name: tensor[rows] for name, tensor in batch.items()}
         assert step(student, part).kl.abs() < 1e-5
@@ -213,3 +214,28 @@ def test_encoders_with_other_heads_are_not_the_same():
     four.load_state_dict(two.state_dict())
     assert same_encoder(two, two)
     assert not same_encoder(two, four)
+
+
+def test_labelled_rows_that_the_collator_names_change_nothing(tiny_teacher, batch):
+    """On a GPU they spare the wait for their number."""
+    student = frozen_student(tiny_teacher)
+    step = DistillationStep(student, tiny_teacher, Objective())
+    named = step(student, batch)
+    del batch["label_rows"]
+    torch.testing.assert_close(named.loss, step(student, batch).loss, rtol=0, atol=0)
+
+
+def test_step_makes_no_masks_and_leaves_the_attention_as_it_was(tiny_teacher, batch, monkeypatch):
+    """Making a mask waits for the GPU at each forward pass of a decoder."""
+    student = frozen_student(tiny_teacher)
+    output = student(batch["input_features"], decoder_input_ids=batch["decoder_input_ids"]).logits
+    from transformers import masking_utils
+
+    made = []
+    find = masking_utils.find_packed_sequence_indices
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *a: made.append(1) or find(*a))
+    loss = DistillationStep(student, tiny_teacher, Objective())(student, batch).pl
+    assert not made
+    assert student.config._attn_implementation == tiny_teacher.config._attn_implementation == "sdpa"
+    keep = batch["labels"] != -100
+    torch.testing.assert_close(loss, F.cross_entropy(output[keep], batch["labels"][keep]))

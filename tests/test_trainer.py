@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from transformers import (
 from distilwhisper import DistillationTrainer, DistillationTrainingArguments, create_student, save_processor
 from distilwhisper.arguments import PRESETS
 from distilwhisper.collator import DataCollatorForDistillation
-from distilwhisper.samples import StreamedSamples
+from distilwhisper.samples import EpochSampler, MapSamples, StreamedSamples, label_lengths
 
 PROGRAM = Path(__file__).parent / "programs" / "distil.py"
 
@@ -158,6 +159,12 @@ def test_plain_fine_tuning_needs_no_teacher(tiny_teacher, data, processor, tmp_p
     assert "kl_loss" not in trainer.state.log_history[0]
 
 
+def test_slices_of_joined_batches_are_refused(tiny_teacher, data, processor, tmp_path):
+    """They have rows of another length each, and rows that belong to another process."""
+    with pytest.raises(ValueError, match="dispatch_batches=True joins the batches"):
+        trainer_for(tiny_teacher, data, processor, tmp_path, accelerator_config={"dispatch_batches": True})
+
+
 def test_missing_teacher_is_an_error_that_says_so(tiny_teacher, data, processor, tmp_path):
     with pytest.raises(ValueError, match="need a teacher; pass teacher_model"):
         DistillationTrainer(
@@ -173,14 +180,17 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
-@pytest.mark.parametrize(("workers", "stop"), [(0, 2), (0, 5), (2, 5)])
+@pytest.mark.parametrize(
+    ("workers", "stop", "strategy"), [(0, 2, "random"), (0, 5, "group_by_length"), (2, 5, "random")]
+)
 def test_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
-    tiny_teacher, data, processor, tmp_path, workers, stop
+    tiny_teacher, data, processor, tmp_path, workers, stop, strategy
 ):
     """Guards U5: two epochs and more of four steps, draws of timestamps and prompts, dropout."""
     settings = {
         "max_steps": 10, "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": stop,
         "dataloader_num_workers": workers, "logging_steps": 5, "save_total_limit": 1,
+        "train_sampling_strategy": strategy,
     }  # fmt: skip
     final = {}
     for name, callbacks in (("whole", None), ("broken", [Stop(stop)])):
@@ -340,6 +350,21 @@ def test_options_of_the_trainer_work_and_change_nothing_but_rounding(tiny_teache
     assert other.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_model_trains_the_same(tiny_teacher, data, processor, tmp_path, backend):
+    """The loss stays out of the compiled graphs: its chunks run as written."""
+    plain, compiled = (
+        trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=2, optim="sgd", **changes)
+        for changes in ({}, {"torch_compile": True, "torch_compile_backend": backend})
+    )
+    for trainer in (plain, compiled):
+        trainer.train()
+    for ours, theirs in zip(compiled.state.log_history[:2], plain.state.log_history[:2], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+
+
 def test_student_and_teacher_saved_in_half_precision_train_on_a_cpu(tiny_teacher, data, processor, tmp_path):
     exact = trainer_for(tiny_teacher, data, processor, tmp_path, max_steps=1)
     exact.train()
@@ -347,6 +372,30 @@ def test_student_and_teacher_saved_in_half_precision_train_on_a_cpu(tiny_teacher
     half.train()
     assert half.model.dtype == half.teacher_model.dtype == torch.float32
     assert half.state.log_history[0]["loss"] == pytest.approx(exact.state.log_history[0]["loss"], rel=1e-2)
+
+
+def test_labels_of_like_length_share_a_batch_in_another_order_each_epoch(data, processor):
+    rows = [row | {"whisper_tokens": [7] * length, "whisper_transcript": None} for row, length in
+            zip(list(data) * 30, np.random.default_rng(0).integers(1, 100, 240).tolist(), strict=True)]  # fmt: skip
+    samples = MapSamples(rows[:-1], "audio")
+    lengths = label_lengths(samples, DataCollatorForDistillation(processor, language="en"))
+    assert lengths == [len(row["whisper_tokens"]) for row in rows[:-1]]
+    sampler = EpochSampler(samples, seed=3, lengths=lengths, batch_size=4)
+    orders = []
+    for epoch in (0, 0, 1):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert sorted(orders[-1]) == list(range(239))
+    assert orders[0] == orders[1] != orders[2]
+    plain = list(EpochSampler(samples, seed=3))
+
+    def padding(order):
+        batches = [[lengths[index] for index in order[start : start + 4]] for start in range(0, 239, 4)]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    assert padding(orders[0]) < 0.15 * padding(plain)
+    longest = [max(lengths[index] for index in orders[0][start : start + 4]) for start in range(0, 236, 4)]
+    assert longest != sorted(longest, reverse=True)
 
 
 def test_trainers_that_share_a_student_keep_their_own_objectives(tiny_teacher, data, processor, tmp_path):
@@ -527,7 +576,7 @@ def test_presets_hold_the_papers_and_the_scripts_weights(tmp_path):
         ({"kl_weight": 0.0, "pl_weight": 0.0}, "nothing would be learned"),
         ({"temperature": 0.0}, "temperature must be positive, not 0.0"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 has no place in this loss"),
-        ({"train_sampling_strategy": "group_by_length"}, "must be random or sequential, not 'group_by_length'"),
+        ({"train_sampling_strategy": "longest"}, "one of random, sequential, group_by_length, not 'longest'"),
     ],
 )
 def test_impossible_arguments_are_refused(tmp_path, changes, message):
@@ -578,27 +627,103 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def test_two_processes_make_the_updates_of_one_and_save_and_evaluate(saved):
-    """Guards T9, U1, U2, U8 and dw#69: other updates, and crashes, with more than one process."""
-    results = {}
-    for processes, size in ((1, 4), (2, 2)):
-        output = saved / f"run-{processes}"
-        flags = f"--max_steps 3 --logging_steps 1 --save_steps 2 --per_device_train_batch_size {size} --do_eval"
-        run = subprocess.run(
-            command(saved, output, *flags.split(), "--generation_max_length", "8", "--optim", "sgd",
-            processes=processes), env=environment(), capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr[-6000:]
-        result = json.loads((output / "result.json").read_text())
-        results[processes] = (load_file(output / "model.safetensors"), result)
-        WhisperForConditionalGeneration.from_pretrained(output / "checkpoint-2")
-    assert_same_weights(results[1][0], results[2][0], rtol=1e-4, atol=1e-6)
-    one, two = (results[processes][1] for processes in (1, 2))
-    for ours, theirs in zip(one["log"][:3], two["log"][:3], strict=True):
-        for name in ("loss", "kl_loss", "pl_loss"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+SHORT_RUN = "--max_steps 3 --logging_steps 1 --save_steps 2 --do_eval --generation_max_length 8 --optim sgd".split()
+
+
+def finished(saved, output, launched):
+    """Wait for the processes of a run, and return its weights and what it logged and measured."""
+    for process in launched:
+        errors = process.communicate(timeout=400)[1]
+        assert process.returncode == 0, errors[-6000:]
+    WhisperForConditionalGeneration.from_pretrained(output / "checkpoint-2")
+    return load_file(output / "model.safetensors"), json.loads((output / "result.json").read_text())
+
+
+def start(command_line, **variables):
+    return subprocess.Popen(command_line, env=environment() | variables, stderr=subprocess.PIPE, text=True)
+
+
+def assert_same_run(ours, theirs):
+    assert_same_weights(ours[0], theirs[0], rtol=1e-4, atol=1e-6)
+    for mine, other in zip(ours[1]["log"][:3], theirs[1]["log"][:3], strict=True):
+        for name in ("loss", "kl_loss", "pl_loss", "grad_norm"):
+            assert mine[name] == pytest.approx(other[name], rel=1e-4)
     for name in ("eval_wer", "eval_all_wer", "eval_some_wer", "eval_all_der"):
-        assert one["metrics"][name] == pytest.approx(two["metrics"][name])
+        assert ours[1]["metrics"][name] == pytest.approx(theirs[1]["metrics"][name], rel=1e-4)
+
+
+@pytest.fixture
+def one_process(saved):
+    output = saved / "run-1"
+    line = command(saved, output, *SHORT_RUN, "--per_device_train_batch_size", "4")
+    return finished(saved, output, [start(line)])
+
+
+def test_two_processes_make_the_updates_of_one_and_save_and_evaluate(saved, one_process):
+    """Guards T9, U1, U2, U8 and dw#69: other updates, and crashes, with more than one process."""
+    output = saved / "run-2"
+    line = command(saved, output, *SHORT_RUN, "--per_device_train_batch_size", "2", processes=2)
+    assert_same_run(one_process, finished(saved, output, [start(line)]))
+
+
+@pytest.mark.slow
+def test_two_processes_with_sharded_weights_make_the_updates_of_one_and_evaluate(saved, one_process):
+    """FSDP2: generation goes round the root's hooks, and the processes generate texts of different lengths."""
+    output = saved / "sharded"
+    line = command(saved, output, *SHORT_RUN, "--per_device_train_batch_size", "2", processes=2)
+    variables = {
+        "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_TRANSFORMER_CLS_TO_WRAP": "WhisperEncoderLayer,WhisperDecoderLayer",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    }  # fmt: skip
+    run = finished(saved, output, [start(line, **variables)])
+    assert run[1]["distributed"] == "FSDP"
+    assert_same_run(one_process, run)
+
+
+def namespaces():
+    """Whether this system lets us set up networks."""
+    made = subprocess.run(["ip", "netns", "add", "distil-probe"], capture_output=True, check=False).returncode == 0
+    subprocess.run(["ip", "netns", "del", "distil-probe"], capture_output=True, check=False)
+    return made
+
+
+@pytest.fixture
+def two_machines():
+    """Two network namespaces with a wire between them: prefixes of commands, and the address of the first."""
+    if not shutil.which("ip") or not namespaces():
+        pytest.skip("network namespaces need iproute2 and the rights to make them")
+    names = ["distil-m0", "distil-m1"]
+    commands = [f"netns add {name}" for name in names]
+    commands.append("link add distil-w0 type veth peer name distil-w1")
+    for number, name in enumerate(names):
+        wire = f"distil-w{number}"
+        commands += [f"link set {wire} netns {name}", f"-n {name} addr add 10.77.0.{number + 1}/24 dev {wire}"]
+        commands += [f"-n {name} link set {wire} up", f"-n {name} link set lo up"]
+    try:
+        for line in commands:
+            subprocess.run(["ip", *line.split()], check=True, capture_output=True)
+        yield [["ip", "netns", "exec", name] for name in names], "10.77.0.1"
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_machines_make_the_updates_of_one_process(saved, one_process, two_machines):
+    prefixes, address = two_machines
+    output = saved / "machines"
+    launched = []
+    for rank, prefix in enumerate(prefixes):
+        line = command(saved, output, *SHORT_RUN, "--per_device_train_batch_size", "2", processes=2)
+        there = f"--num_machines 2 --machine_rank {rank} --main_process_ip {address} --main_process_port 29517".split()
+        place = line.index("--num_machines")
+        line[place : place + 2] = there
+        port = line.index("0", line.index("--dynamo_backend"))
+        del line[port - 1 : port + 1]
+        launched.append(start([*prefix, *line], GLOO_SOCKET_IFNAME=f"distil-w{rank}"))
+    assert_same_run(one_process, finished(saved, output, launched))
 
 
 @pytest.mark.slow

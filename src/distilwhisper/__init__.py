@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from distilwhisper.caching import CacheReport, cache_states
     from distilwhisper.checkpoints import last_checkpoint
     from distilwhisper.collator import DataCollatorForDistillation
+    from distilwhisper.costs import StepCost, WhisperShape, step_cost
+    from distilwhisper.divergences import TopKTeacher
     from distilwhisper.evaluation import EvaluationResult, evaluate
     from distilwhisper.filter_reports import FilterReport, threshold_sweep, write_filter_report
     from distilwhisper.filtering import LabelFilter, WERFilter
@@ -56,10 +58,13 @@ _MODULES = {
     "Segmenter": "segmentation",
     "StateCache": "cache",
     "StateCacheError": "cache",
+    "StepCost": "costs",
+    "TopKTeacher": "divergences",
     "Transcriber": "transcription",
     "Transcript": "transcription",
     "WERFilter": "filtering",
     "assign_references": "references",
+    "WhisperShape": "costs",
     "cache_states": "caching",
     "compare_latency": "benchmarks",
     "create_student": "student",
@@ -73,6 +78,7 @@ _MODULES = {
     "save_processor": "student",
     "threshold_sweep": "filter_reports",
     "write_filter_report": "filter_reports",
+    "step_cost": "costs",
 }
 
 __version__ = version("distilwhisper")
@@ -100,10 +106,13 @@ __all__ = [
     "Segmenter",
     "StateCache",
     "StateCacheError",
+    "StepCost",
+    "TopKTeacher",
     "Transcriber",
     "Transcript",
     "WERFilter",
     "assign_references",
+    "WhisperShape",
     "cache_states",
     "compare_latency",
     "create_student",
@@ -117,6 +126,7 @@ __all__ = [
     "save_processor",
     "threshold_sweep",
     "write_filter_report",
+    "step_cost",
 ]
 
 

@@ -71,6 +71,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         prompt_column: Column of previous text (token ids or text); rows without one are not prompted.
         max_label_length: Longest sequence of prompt and label, in tokens.
         loss_chunk_size: Rows of logits alive at a time in the loss; default: by device.
+        attn_implementation: ``auto`` for FlashAttention 2 where the package, an Ampere or newer GPU and 16-bit training
+            are there, else ``sdpa``; or a name that Transformers knows, for student and teacher.
         state_cache: Directory that ``cache_states`` or ``PseudoLabeler.label`` filled. Training then reads the
             encoder's output and the teacher's hidden states instead of audio, and runs neither of the two.
         state_cache_mode: ``always``, or ``auto`` to use the cache only if it is read faster than the encoder runs.
@@ -107,6 +109,7 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     prompt_column: str = field(default="whisper_prompt", metadata={"help": "Column of previous text."})
     max_label_length: int = field(default=448, metadata={"help": "Longest prompt + label, in tokens."})
     loss_chunk_size: int | None = field(default=None, metadata={"help": "Rows of logits alive at a time."})
+    attn_implementation: str = field(default="auto", metadata={"help": "auto, flash_attention_2, sdpa or eager."})
     state_cache: str | None = field(default=None, metadata={"help": "Directory of cached encoder and teacher states."})
     state_cache_mode: str = field(default="always", metadata={"help": "always, or auto: if reading is faster."})
 
@@ -137,10 +140,16 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} has no place in this loss: the teacher's "
                 "distribution softens the labels already; set it to 0"
             )
-        if self.train_sampling_strategy not in ("random", "sequential"):
+        strategies = ("random", "sequential", "group_by_length")
+        if self.train_sampling_strategy not in strategies:
             raise ValueError(
-                f"train_sampling_strategy must be random or sequential, not {self.train_sampling_strategy!r}"
+                f"train_sampling_strategy must be one of {', '.join(strategies)}, not {self.train_sampling_strategy!r}"
             )
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Number type of the training's matrix products."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
 
     @property
     def needs_teacher(self) -> bool:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from distilwhisper.audio import AudioError
 from distilwhisper.shards import Record, ShardReader, ShardWriter, write_atomically
+from distilwhisper.top_k import LARGEST_VOCABULARY
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ _NAMES = {
     "encoder_dtype": "number type of the encoder states",
     "dtype": "number type of the teacher",
     "width": "width",
+    "top_k": "tokens kept of the teacher's distributions (0: hidden states)",
+    "temperature": "temperature of the teacher's distributions",
 }
 
 
@@ -60,6 +63,8 @@ class CacheKey:
         encoder_dtype: ``model``, for states in ``dtype``, or ``int8``.
         features: Settings of the feature extractor.
         libraries: Versions of libraries and the attention kernel; others may round otherwise, and are warned of.
+        top_k: Tokens kept of each of the teacher's distributions; 0 where its hidden states are kept.
+        temperature: What these distributions were softened with; 0 without.
     """
 
     encoder_weights: str
@@ -69,6 +74,8 @@ class CacheKey:
     encoder_dtype: str
     features: dict[str, Any]
     libraries: dict[str, str]
+    top_k: int = 0
+    temperature: float = 0.0
 
     @classmethod
     def of(
@@ -79,6 +86,8 @@ class CacheKey:
         *,
         dtype: torch.dtype,
         encoder_dtype: str = "model",
+        top_k: int = 0,
+        temperature: float = 0.0,
     ) -> CacheKey:
         """Return the key of models and features.
 
@@ -90,9 +99,11 @@ class CacheKey:
             feature_extractor: The processor's.
             dtype: Number type that states are computed in.
             encoder_dtype: Form that the encoder's output is stored in: ``model`` or ``int8``.
+            top_k: Likeliest tokens to keep of the teacher's distributions; 0 for its hidden states.
+            temperature: Of these distributions.
 
         Raises:
-            ValueError: For another ``encoder_dtype``, or features that are random.
+            ValueError: For another ``encoder_dtype``, random features, or a ``top_k`` that the vocabulary rules out.
         """
         if encoder_dtype not in _ENCODER_DTYPES:
             raise ValueError(f"encoder_dtype must be one of {', '.join(_ENCODER_DTYPES)}, not {encoder_dtype!r}")
@@ -100,6 +111,11 @@ class CacheKey:
         if features["dither"]:
             raise ValueError(f"the feature extractor adds noise (dither={features['dither']}): set dither to 0")
         config: Any = encoder.config
+        if top_k and not 0 < top_k < config.vocab_size <= LARGEST_VOCABULARY:
+            raise ValueError(
+                f"top_k must be less than the {config.vocab_size} tokens of a vocabulary of at most "
+                f"{LARGEST_VOCABULARY}, not {top_k}"
+            )
         return cls(
             encoder_weights=_fingerprint([encoder], config, "encoder", dtype),
             decoder_weights="" if teacher is None else _decoder_fingerprint(teacher, dtype),
@@ -111,6 +127,8 @@ class CacheKey:
                 **{name: version(name) for name in ("torch", "transformers", "soxr")},
                 "attention": str(config._attn_implementation),
             },
+            top_k=top_k,
+            temperature=float(temperature) if top_k else 0.0,
         )
 
     def check(self, expected: CacheKey, where: object) -> None:
@@ -216,6 +234,8 @@ class StateCache:
     def read_teacher(self, audio: bytes, ids: Sequence[int], sample: str) -> Tensor:
         """Return the teacher's last hidden states at the labelled positions, ``[tokens, d_model]``.
 
+        A cache of top-k distributions returns their bytes, for :func:`~distilwhisper.top_k.unpack_top_k`.
+
         Args:
             audio: Digest of the recording.
             ids: The ``decoder_input_ids``, unpadded.
@@ -230,7 +250,7 @@ class StateCache:
                 f"sample {sample!r} has no teacher states for these {len(ids)} decoder inputs in {self.directory}: its "
                 f"recording, label or prompt changed, or the collator's settings; {_ADVICE}"
             )
-        return _states(*found, self.key)
+        return torch.from_numpy(found[1]).view(found[0], -1) if self.key.top_k else _states(*found, self.key)
 
     def encoder_record(self, audio: bytes, states: Tensor, sample: str) -> Record:
         """Return the encoder's output ``[frames, d_model]`` in the form in which it is stored."""
@@ -243,8 +263,12 @@ class StateCache:
         return Record(encoder_key(audio), _owner(sample), 0, np.empty(0, np.uint8))
 
     def teacher_record(self, audio: bytes, ids: Sequence[int], states: Tensor, sample: str) -> Record:
-        """Return the teacher's last hidden states ``[tokens, d_model]`` in the form in which they are stored."""
-        return Record(teacher_key(audio, ids), _owner(sample), len(states), _bytes(states.to("cpu", self.dtype)))
+        """Return the teacher's last hidden states ``[tokens, d_model]`` in the form in which they are stored.
+
+        For a cache of top-k distributions ``states`` are the bytes of :func:`~distilwhisper.top_k.pack_top_k`.
+        """
+        data = _bytes(states if self.key.top_k else states.to("cpu", self.dtype))
+        return Record(teacher_key(audio, ids), _owner(sample), len(states), data)
 
     def forget_pages(self) -> None:
         """Have the system drop what it keeps of the files in memory, so that the disk itself can be measured."""

@@ -17,6 +17,7 @@ from distilwhisper.audio import AudioError, audio_digest
 from distilwhisper.cache import CacheKey, StateCache, StateCacheError
 from distilwhisper.collator import DataCollatorForDistillation, Sample
 from distilwhisper.generation import encode
+from distilwhisper.top_k import unpack_top_k
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,9 @@ class CachedInputs:
     ) -> dict[str, Tensor]:
         """Return ``encoder_states`` ``[batch, frames, d]`` and ``teacher_hidden`` ``[batch, tokens, d]``.
 
+        Of a cache of top-k distributions, in place of the latter ``teacher_ids`` ``[batch, tokens, k]`` and
+        ``teacher_log_probs`` ``[batch, tokens, k + 1]``.
+
         Args:
             loaded: What :meth:`load` returned.
             sequences: Token ids of the samples, and how many of these are the prompt's.
@@ -77,12 +81,25 @@ class CachedInputs:
         """
         batch = {"encoder_states": torch.stack([recording.states for recording in loaded])}
         if self.teacher:
-            hidden = torch.zeros(len(loaded), length, self.cache.key.width, dtype=self.cache.dtype)
-            for row, recording, (ids, prompt) in zip(hidden, loaded, sequences, strict=True):
-                states = self.cache.read_teacher(recording.audio, ids[:-1], recording.sample)
-                row[prompt : len(ids) - 1] = states
-            batch["teacher_hidden"] = hidden
+            spans, states = [], []
+            for row, (recording, (ids, prompt)) in enumerate(zip(loaded, sequences, strict=True)):
+                spans.append((row, slice(prompt, len(ids) - 1)))
+                states.append(self.cache.read_teacher(recording.audio, ids[:-1], recording.sample))
+            if self.cache.key.top_k:
+                top = [unpack_top_k(packed) for packed in states]
+                batch["teacher_ids"] = _spread(spans, [ids for ids, _ in top], length)
+                batch["teacher_log_probs"] = _spread(spans, [log_probs for _, log_probs in top], length)
+            else:
+                batch["teacher_hidden"] = _spread(spans, states, length)
         return batch
+
+
+def _spread(spans: Sequence[tuple[int, slice]], parts: Sequence[Tensor], length: int) -> Tensor:
+    """Return ``[batch, length, ...]`` with the parts in their places and zeros elsewhere."""
+    spread = parts[0].new_zeros(len(parts), length, parts[0].shape[-1])
+    for span, part in zip(spans, parts, strict=True):
+        spread[span] = part
+    return spread
 
 
 def use_state_cache(
@@ -109,7 +126,15 @@ def use_state_cache(
     """
     if args.state_cache is None or samples is None:  # no cache, or no training
         return False
-    inputs = inputs_from_cache(args.state_cache, student, teacher, collator, mse_weight=args.mse_weight)
+    inputs = inputs_from_cache(
+        args.state_cache,
+        student,
+        teacher,
+        collator,
+        mse_weight=args.mse_weight,
+        temperature=args.temperature,
+        divergence=args.divergence,
+    )
     some = islice(samples, 2 * args.per_device_train_batch_size)
     if args.state_cache_mode == "auto" and not cache_pays(inputs, student, some):
         return False
@@ -118,7 +143,14 @@ def use_state_cache(
 
 
 def inputs_from_cache(
-    cache_dir: str | Path, student: Any, teacher: Any | None, collator: Any, *, mse_weight: float = 0.0
+    cache_dir: str | Path,
+    student: Any,
+    teacher: Any | None,
+    collator: Any,
+    *,
+    mse_weight: float = 0.0,
+    temperature: float = 2.0,
+    divergence: str = "forward_kl",
 ) -> CachedInputs:
     """Return what makes a collator read from a cache, for a training whose every step it can stand in for.
 
@@ -128,6 +160,8 @@ def inputs_from_cache(
         teacher: The teacher; None if no term needs it.
         collator: The ``DataCollatorForDistillation`` of the training.
         mse_weight: Weight of the term that a cache cannot serve.
+        temperature: Of the training; one of top-k distributions serves its own alone.
+        divergence: Of the training; top-k distributions serve ``forward_kl`` alone.
 
     Raises:
         StateCacheError: If the training needs what a cache does not have, or the cache is another's.
@@ -145,12 +179,23 @@ def inputs_from_cache(
     if found := [problem for problem, there in problems.items() if there]:
         raise StateCacheError(f"this training cannot use the states in {cache_dir}: {'; '.join(found)}")
     cache = StateCache(cache_dir)
-    extractor = collator.processor.feature_extractor
+    key = cache.key
+    if key.top_k and teacher is not None and divergence != "forward_kl":
+        raise StateCacheError(
+            f"{cache_dir} has the {key.top_k} likeliest tokens of the teacher, which serve divergence='forward_kl' "
+            f"alone, not {divergence!r}: make a cache of its hidden states (top_k=0)"
+        )
     expected = CacheKey.of(
-        student.model.encoder, teacher, extractor, dtype=cache.dtype, encoder_dtype=cache.key.encoder_dtype
+        student.model.encoder,
+        teacher,
+        collator.processor.feature_extractor,
+        dtype=cache.dtype,
+        encoder_dtype=key.encoder_dtype,
+        top_k=key.top_k,
+        temperature=key.temperature if teacher is None else temperature,
     )
-    cache.key.check(expected, cache_dir)
-    logger.info("encoder and teacher states come from %s (%s, %s)", cache_dir, cache.key.dtype, cache.key.encoder_dtype)
+    key.check(expected, cache_dir)
+    logger.info("encoder and teacher states come from %s (%s, %s)", cache_dir, key.dtype, key.encoder_dtype)
     return CachedInputs(cache, collator.audio_column, teacher=teacher is not None)
 
 

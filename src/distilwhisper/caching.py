@@ -14,6 +14,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets.utils import tqdm
 from torch import Tensor
@@ -24,6 +25,7 @@ from distilwhisper.cache import CacheKey, StateCache, encoder_key, read_back, te
 from distilwhisper.collator import DataCollatorForDistillation, Sample, UnusableLabelError
 from distilwhisper.generation import decode, encode
 from distilwhisper.shards import Record
+from distilwhisper.top_k import find_top_k, pack_top_k
 from distilwhisper.transcription import Transcriber
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,9 @@ class CacheReport:
         nbytes: Bytes written.
         encoder_error: Root mean square of what storing as int8 changed in the encoder's output, relative to that of
             the output; 0 without int8.
+        residual_mean: Mean probability beyond the tokens that were kept of the teacher's distributions, at their
+            temperature; 0 where its hidden states were kept.
+        residual_p95: What 95 % of these probabilities stay below.
         left_out: Samples that cannot be used, by reason.
         elapsed_s: Time taken.
     """
@@ -49,6 +54,8 @@ class CacheReport:
     teacher_states: int = 0
     nbytes: int = 0
     encoder_error: float = 0.0
+    residual_mean: float = 0.0
+    residual_p95: float = 0.0
     left_out: Counter[str] = field(default_factory=Counter)
     elapsed_s: float = 0.0
 
@@ -63,6 +70,11 @@ class CacheReport:
         ]
         if self.encoder_error:
             lines.append(f"int8 changed the encoder's output by {self.encoder_error:.2%} (relative root mean square)")
+        if self.residual_mean:
+            lines.append(
+                f"beyond the tokens kept lies {self.residual_mean:.2%} in the mean of the teacher's distributions, "
+                f"in 95 % of them less than {self.residual_p95:.2%}"
+            )
         return "\n".join([*lines, *(f"left out {count:,}: {reason}" for reason, count in self.left_out.most_common())])
 
 
@@ -76,6 +88,8 @@ def cache_states(
     batch_size: int = 8,
     num_workers: int = 0,
     encoder_dtype: str = "model",
+    top_k: int = 0,
+    temperature: float = 2.0,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     **collator_settings: Any,
@@ -96,6 +110,10 @@ def cache_states(
         num_workers: Threads that read recordings; 0 for none.
         encoder_dtype: ``model`` keeps the encoder's output as it was computed; ``int8`` takes half of 16 bit, with
             an error that the report states.
+        top_k: Keep the likeliest tokens of the teacher's distributions and one bucket for all others, ``4 k + 2`` bytes
+            a token, in place of its hidden states. A small disk's choice: the KL term is a lower bound, the report says
+            how much mass the buckets hold, and training at another temperature is refused. 0 keeps hidden states.
+        temperature: Of these distributions; the training's.
         dtype: Number type to compute in; default the model's.
         device: Where to run.
         **collator_settings: Arguments of ``DataCollatorForDistillation``, as in the training. Probabilities matter
@@ -111,7 +129,14 @@ def cache_states(
     elif collator_settings:
         raise TypeError(f"{sorted(collator_settings)} are settings of a collator, but a collator is given too")
     recorder = StateRecorder(
-        transcriber, cache_dir, collator, encoder_dtype=encoder_dtype, batch_size=batch_size, num_workers=num_workers
+        transcriber,
+        cache_dir,
+        collator,
+        encoder_dtype=encoder_dtype,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        top_k=top_k,
+        temperature=temperature,
     )
     recorder.record_all(dataset)
     logger.info("%s", recorder.report)
@@ -153,6 +178,8 @@ class StateRecorder:
         encoder_dtype: ``model`` or ``int8``.
         batch_size: Recordings and sequences at a time; default the transcriber's.
         num_workers: Threads that read recordings.
+        top_k: Tokens to keep of the teacher's distributions; 0 for its hidden states.
+        temperature: Of these distributions.
 
     Attributes:
         cache: The cache.
@@ -168,15 +195,27 @@ class StateRecorder:
         encoder_dtype: str = "model",
         batch_size: int | None = None,
         num_workers: int = 0,
+        top_k: int = 0,
+        temperature: float = 2.0,
     ) -> None:
         self.transcriber, self.report = transcriber, CacheReport()
         self.collator = collator
         self.batch_size, self.num_workers = batch_size or transcriber.batch_size, num_workers
         model, extractor = transcriber.model, transcriber.processor.feature_extractor
-        key = CacheKey.of(model.model.encoder, model, extractor, dtype=model.dtype, encoder_dtype=encoder_dtype)
+        key = CacheKey.of(
+            model.model.encoder,
+            model,
+            extractor,
+            dtype=model.dtype,
+            encoder_dtype=encoder_dtype,
+            top_k=top_k,
+            temperature=temperature,
+        )
         self.cache = StateCache(cache_dir, key)
         self._variants = _every_draw(self.collator)
         self._squares = self._errors = 0.0
+        self._head = model.proj_out.weight.detach().float() if top_k else None
+        self._residuals: list[Tensor] = []
 
     def record_all(self, dataset: Any) -> None:
         """Write what the cache lacks of a data set, and count its samples."""
@@ -276,8 +315,20 @@ class StateRecorder:
             padded = torch.tensor([ids + [end] * (length - len(ids)) for _, ids, _ in part])
             states = torch.stack([job.states for job, *_ in part if job.states is not None])
             for (job, ids, prompt), hidden in zip(part, decode(model, padded, states), strict=True):
-                records.append(self.cache.teacher_record(job.audio, ids, hidden[prompt : len(ids)], job.sample.key))
+                labelled = self._kept(hidden[prompt : len(ids)])
+                records.append(self.cache.teacher_record(job.audio, ids, labelled, job.sample.key))
+        if self._residuals:
+            residuals = torch.cat(self._residuals)
+            self.report.residual_mean = float(residuals.mean())
+            self.report.residual_p95 = float(np.percentile(residuals, 95))
         return records
+
+    def _kept(self, hidden: Tensor) -> Tensor:
+        if self._head is None:
+            return hidden
+        ids, log_probs = find_top_k(hidden, self._head, self.cache.key.top_k, self.cache.key.temperature)
+        self._residuals.append(log_probs[:, -1].exp().cpu())
+        return pack_top_k(ids, log_probs)
 
 
 def _every_draw(collator: DataCollatorForDistillation) -> list[DataCollatorForDistillation]:

@@ -142,7 +142,8 @@ class DataCollatorForDistillation:
 
         Returns:
             ``input_features`` ``[batch, mels, frames]`` (or what ``cached_inputs`` gives), ``decoder_input_ids``
-            ``[batch, tokens]`` and ``labels`` ``[batch, tokens]`` (padded with -100); for evaluation also
+            ``[batch, tokens]``, ``labels`` ``[batch, tokens]`` (padded with -100) and ``label_rows``, the positions of
+            labels among the flattened tokens; for evaluation also
             ``prefix_ids`` ``[batch, prefix]``, from which to generate, and ``reference_ids`` ``[batch, text]``, the
             untruncated reference (padded with -100).
 
@@ -167,6 +168,7 @@ class DataCollatorForDistillation:
             "decoder_input_ids": _pad([ids[:-1] for ids, _ in sequences], self.tokens.end_of_text, length),
             "labels": _pad([_labels(ids, prompt) for ids, prompt in sequences], IGNORE_INDEX, length),
         }
+        batch["label_rows"] = (batch["labels"].flatten() != IGNORE_INDEX).nonzero().squeeze(1)
         if wrapped[0].evaluation:
             references = [self._encode(sample.row[self.text_column] or "") for sample in wrapped]
             batch["reference_ids"] = _pad(references, IGNORE_INDEX)

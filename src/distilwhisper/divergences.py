@@ -21,6 +21,24 @@ from torch import Tensor
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_kl")
 
 
+class TopKTeacher(NamedTuple):
+    """A teacher's distributions, softened, as their likeliest tokens and one bucket for all others.
+
+    Attributes:
+        ids: Token ids, ``[N, k]``.
+        log_probabilities: Natural log-probabilities of these, and last of the bucket, ``[N, k + 1]``.
+        temperature: What the distributions were softened with; they serve at no other.
+    """
+
+    ids: Tensor
+    log_probabilities: Tensor
+    temperature: float
+
+    def rows(self, rows: Tensor | slice) -> TopKTeacher:
+        """Return the distributions of some rows."""
+        return TopKTeacher(self.ids[rows], self.log_probabilities[rows], self.temperature)
+
+
 class ChunkSettings(NamedTuple):
     """How a chunk is reduced.
 
@@ -43,9 +61,9 @@ class ChunkSettings(NamedTuple):
     needs_gradient: bool
 
     @property
-    def buffers(self) -> int:
-        """Number of ``[rows, V]`` buffers that a chunk with a teacher needs."""
-        return 3 if self.divergence == "forward_kl" else 4
+    def scratch_buffers(self) -> int:
+        """Number of ``[rows, V]`` buffers that a chunk with a teacher needs beside the logits."""
+        return 1 if self.divergence == "forward_kl" else 2
 
 
 def reduce_chunk(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings) -> tuple[Tensor, Tensor]:
@@ -64,11 +82,11 @@ def reduce_chunk(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings)
         Sum over the rows of the divergence times ``T^2``, and of the cross-entropy.
     """
     student = buffers[0]
+    if settings.divergence == "forward_kl" and len(buffers) > 1:
+        return _forward_kl(buffers, labels, settings)
     student.sub_(student.amax(-1, keepdim=True))
     if len(buffers) == 1:
         return torch.zeros_like(student[0, 0]), _cross_entropy(student, labels, settings)
-    if settings.divergence == "forward_kl":
-        return _forward_kl(buffers, labels, settings)
     gradient, divergence = _mixture_divergence(buffers, settings)
     cross_entropy = _cross_entropy(student, labels, settings)
     if settings.needs_gradient:
@@ -87,29 +105,76 @@ def _cross_entropy(student: Tensor, labels: Tensor, settings: ChunkSettings) -> 
 
 
 def _forward_kl(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings) -> tuple[Tensor, Tensor]:
-    # Both terms at once: their softmaxes are only ever needed as numerators.
-    (student, teacher, probabilities), temperature = buffers, settings.temperature
+    # softmax reads its row once where amax, exp and sum would read it four times: each lse comes from its largest term.
+    (student, teacher, p), temperature = buffers, settings.temperature
     index = labels.unsqueeze(1)
     target = student.gather(1, index)
-    teacher.sub_(teacher.amax(-1, keepdim=True))
-    teacher_sum = torch.exp(teacher, out=probabilities).sum(-1, keepdim=True)
-    # sum_v p (u - z) / T; the teacher's buffer is free afterwards and takes the student's softmax at T
-    divergence = teacher.sub_(student, alpha=1 / temperature).mul_(probabilities).sum(-1, keepdim=True) / teacher_sum
-    scale, hard_weight = settings.kl_weight * temperature, settings.pl_weight
-    parts = [(probabilities, -scale / teacher_sum)]
-    if temperature != 1:
-        soft_sum = torch.mul(student, 1 / temperature, out=teacher).exp_().sum(-1, keepdim=True)
-        parts.append((teacher, scale / soft_sum))
-    hard_sum = student.exp_().sum(-1, keepdim=True)
-    if temperature == 1:
-        soft_sum, hard_weight = hard_sum, hard_weight + settings.kl_weight
+    torch.softmax(teacher, -1, out=p)
+    teacher_lse = _logsumexp(teacher, p)
+    divergence = teacher.sub_(student, alpha=1 / temperature).mul_(p).sum(-1, keepdim=True)
+    q = torch.softmax(student.mul_(1 / temperature), -1, out=teacher)
+    soft_lse = _logsumexp(student, q)
+    hard, hard_sum, hard_lse = _hard_numerators(student, q, soft_lse, temperature)
     if settings.needs_gradient:
-        student.mul_(hard_weight / hard_sum)
-        for numerators, factor in parts:
-            student.addcmul_(numerators, factor)
-        student.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
-    kl = (divergence - teacher_sum.log() + soft_sum.log()).sum() * temperature**2
-    return kl, (hard_sum.log() - target).sum()
+        scale = settings.kl_weight * temperature
+        hard.mul_(settings.pl_weight / hard_sum).add_(q, alpha=scale).sub_(p, alpha=scale)
+        hard.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
+    return (divergence - teacher_lse + soft_lse).sum() * temperature**2, (hard_lse - target).sum()
+
+
+def reduce_top_k_chunk(
+    buffers: list[Tensor], labels: Tensor, teacher: TopKTeacher, settings: ChunkSettings
+) -> tuple[Tensor, Tensor]:
+    """Do what :func:`reduce_chunk` does, for a teacher of ``k`` tokens and one bucket for all others.
+
+    ::
+
+        KL_k+1 = sum_K p_j log(p_j / q_j) + r log(r / s),    r = 1 - sum_K p_j,  s = 1 - sum_K q_j
+        d/ds   = q_j - p_j  in K,    q_j (1 - r / s)  elsewhere
+
+    It is at most the whole KL (log-sum inequality), and equal where both spread alike over the bucket.
+
+    Args:
+        buffers: Student logits and scratch, each ``[rows, V]``, overwritten.
+        labels: ``[rows]``.
+        teacher: Its distributions for these rows.
+        settings: Weights and temperature.
+
+    Returns:
+        Sum over the rows of the divergence times ``T^2``, and of the cross-entropy.
+    """
+    (student, q), (ids, log_p, temperature) = buffers, teacher
+    target = student.gather(1, labels.unsqueeze(1))
+    torch.softmax(student.mul_(1 / temperature), -1, out=q)
+    soft_lse = _logsumexp(student, q)
+    log_q = student.gather(1, ids) - soft_lse
+    q.scatter_(1, ids, 0)
+    rest = q.sum(-1, keepdim=True).clamp_(min=torch.finfo(q.dtype).tiny)  # summed, as 1 - sum_K q would cancel
+    p, residual = log_p[:, :-1].exp(), log_p[:, -1:].exp()
+    divergence = (torch.xlogy(p, p) - p * log_q).sum(-1, keepdim=True) + torch.xlogy(residual, residual / rest)
+    q.scatter_(1, ids, log_q.exp())
+    hard, hard_sum, hard_lse = _hard_numerators(student, q, soft_lse, temperature)
+    if settings.needs_gradient:
+        q.mul_(1 - residual / rest).scatter_(1, ids, log_q.exp() - p)
+        hard.mul_(settings.pl_weight / hard_sum).add_(q, alpha=settings.kl_weight * temperature)
+        hard.scatter_add_(1, labels.unsqueeze(1), torch.full_like(target, -settings.pl_weight))
+    return divergence.sum() * temperature**2, (hard_lse - target).sum()
+
+
+def _hard_numerators(student: Tensor, q: Tensor, soft_lse: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn logits divided by the temperature into the numerators of their softmax at 1; return sum and lse too."""
+    if temperature in (1, 2):  # exp(z) is exp(z / 2) squared: no second pass of exponentials
+        torch.mul(q, q if temperature == 2 else 1, out=student)
+        total = student.sum(-1, keepdim=True)
+        return student, total, temperature * soft_lse + total.log()
+    student.sub_(soft_lse).mul_(temperature)
+    peak = student.amax(-1, keepdim=True)
+    total = student.sub_(peak).exp_().sum(-1, keepdim=True)
+    return student, total, temperature * soft_lse + peak + total.log()
+
+
+def _logsumexp(logits: Tensor, probabilities: Tensor) -> Tensor:
+    return logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
 
 
 def _mixture_divergence(buffers: list[Tensor], settings: ChunkSettings) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,13 @@ and teacher exist for one chunk only, whatever the batch. ``T^2`` keeps the scal
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from distilwhisper.divergences import DIVERGENCES, ChunkSettings, reduce_chunk
+from distilwhisper.divergences import DIVERGENCES, ChunkSettings, TopKTeacher
+from distilwhisper.fused_loss import FusedDistillation, accumulation_dtype, default_chunk_size
 
 
 class DistillationLoss(NamedTuple):
@@ -38,10 +38,11 @@ class DistillationLoss(NamedTuple):
     pl: Tensor
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def distillation_loss(
     student_hidden: Tensor,
     student_head: Tensor,
-    teacher_hidden: Tensor | None,
+    teacher_hidden: Tensor | TopKTeacher | None,
     teacher_head: Tensor | None,
     labels: Tensor,
     *,
@@ -53,6 +54,7 @@ def distillation_loss(
     chunk_size: int | None = None,
     divergence: str = "forward_kl",
     mixture: float = 0.5,
+    rows: Tensor | None = None,
 ) -> DistillationLoss:
     """Return the KL + pseudo-label loss of paper eq. 6, without ever holding all the logits.
 
@@ -62,8 +64,9 @@ def distillation_loss(
     Args:
         student_hidden: Last hidden states of the student, ``[N, d_s]`` (or ``[..., d_s]``).
         student_head: Its output projection, ``[V, d_s]``.
-        teacher_hidden: Last hidden states of the teacher, ``[N, d_t]``; None if ``kl_weight`` is 0.
-        teacher_head: Its output projection, ``[V, d_t]``; None if ``kl_weight`` is 0.
+        teacher_hidden: Last hidden states of the teacher, ``[N, d_t]``, or its distributions as a ``TopKTeacher``; None
+            if ``kl_weight`` is 0.
+        teacher_head: Its output projection, ``[V, d_t]``; None if ``kl_weight`` is 0 or with a ``TopKTeacher``.
         labels: Token ids, ``[N]``; rows with ``ignore_index`` are left out before anything is computed.
         temperature: Softens both distributions of the KL term; the cross-entropy stays at 1.
         kl_weight: Weight of the KL term (paper: 0.8).
@@ -71,16 +74,18 @@ def distillation_loss(
         num_items: What the sums are divided by: the label tokens of the whole update, over all accumulation steps and
             processes. Default: the labelled rows given.
         ignore_index: Label of rows that take no part.
-        chunk_size: Rows of logits alive at a time. Default: 64 to 256 on CPUs, by the width; 1,024 on GPUs.
+        chunk_size: Rows of logits alive at a time. Default: 128 to 256 on CPUs, by the width; 1,024 on GPUs.
         divergence: ``forward_kl`` (the paper's), ``reverse_kl``, ``jsd`` or ``skew_kl``; see ``divergences``.
         mixture: Share of the teacher in the mixture of ``jsd`` and ``skew_kl``, between 0 and 1.
+        rows: Positions of the labelled rows among the ``N``, if they are known: a GPU need not be waited for to count.
 
     Returns:
         The total and its two terms, scalars in fp32 (fp64 for fp64 inputs).
 
     Raises:
         ValueError: For shapes that do not fit, a temperature or chunk size that is not positive, negative weights, an
-            unknown divergence, or a ``kl_weight`` above 0 without a teacher.
+            unknown divergence, a ``kl_weight`` above 0 without a teacher, or a ``TopKTeacher`` of another temperature
+            or for another divergence than ``forward_kl``.
     """
     _check_weights(temperature, kl_weight, pl_weight, chunk_size)
     if divergence not in DIVERGENCES or not 0 < mixture < 1:
@@ -88,33 +93,34 @@ def distillation_loss(
             f"divergence must be one of {', '.join(DIVERGENCES)}, not {divergence!r}, and mixture lie between 0 and 1, "
             f"not {mixture}"
         )
-    use_teacher = kl_weight > 0
-    if use_teacher and (teacher_hidden is None or teacher_head is None):
+    teacher = _teacher(teacher_hidden, teacher_head) if kl_weight > 0 else None
+    if kl_weight > 0 and teacher is None:
         raise ValueError(f"kl_weight={kl_weight} needs teacher_hidden and teacher_head; pass them, or kl_weight=0")
-    if not use_teacher or teacher_hidden is None:
-        teacher_hidden = teacher_head = None
-    else:
-        teacher_hidden = teacher_hidden.flatten(0, -2)
+    if isinstance(teacher, TopKTeacher):
+        _check_top_k(teacher, temperature, divergence)
     student_hidden, labels = student_hidden.flatten(0, -2), labels.flatten()
-    _check_shapes(student_hidden, student_head, teacher_hidden, teacher_head, labels)
+    _check_shapes(student_hidden, student_head, teacher, labels)
 
-    rows = (labels != ignore_index).nonzero().squeeze(1)
+    rows = (labels != ignore_index).nonzero().squeeze(1) if rows is None else rows
     if len(rows) < len(labels):
         student_hidden, labels = student_hidden[rows], labels[rows]
-        teacher_hidden = None if teacher_hidden is None else teacher_hidden[rows]
+        if isinstance(teacher, TopKTeacher):
+            teacher = teacher.rows(rows)
+        elif teacher is not None:
+            teacher = teacher[0][rows], teacher[1]
     settings = ChunkSettings(
         temperature=temperature,
         kl_weight=kl_weight,
         pl_weight=pl_weight,
         divergence=divergence,
         mixture=mixture,
-        chunk_size=chunk_size or _default_chunk_size(student_head),
+        chunk_size=chunk_size or default_chunk_size(student_head),
         needs_gradient=torch.is_grad_enabled() and (student_hidden.requires_grad or student_head.requires_grad),
     )
     divisor = _divisor(len(labels) if num_items is None else num_items, student_hidden)
     return DistillationLoss(
-        *_FusedDistillation.apply(  # type: ignore[no-untyped-call]
-            student_hidden, student_head, teacher_hidden, teacher_head, labels, divisor, settings
+        *FusedDistillation.apply(  # type: ignore[no-untyped-call]
+            student_hidden, student_head, teacher, labels, divisor, settings
         )
     )
 
@@ -167,133 +173,49 @@ def _check_weights(temperature: float, kl_weight: float, pl_weight: float, chunk
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
 
 
+def _check_top_k(teacher: TopKTeacher, temperature: float, divergence: str) -> None:
+    if teacher.temperature != temperature:
+        raise ValueError(
+            f"the teacher's top-k distributions are of temperature {teacher.temperature}, the loss has {temperature}: "
+            "the tail beyond k tokens is unknown at any other"
+        )
+    if divergence != "forward_kl":
+        raise ValueError(f"a top-k teacher serves divergence='forward_kl' alone, not {divergence!r}")
+
+
+def _teacher(hidden: Tensor | TopKTeacher | None, head: Tensor | None) -> tuple[Tensor, Tensor] | TopKTeacher | None:
+    if isinstance(hidden, TopKTeacher):
+        return TopKTeacher(hidden.ids.flatten(0, -2), hidden.log_probabilities.flatten(0, -2), hidden.temperature)
+    return None if hidden is None or head is None else (hidden.detach().flatten(0, -2), head.detach())
+
+
 def _check_shapes(
-    hidden: Tensor, head: Tensor, teacher_hidden: Tensor | None, teacher_head: Tensor | None, labels: Tensor
+    hidden: Tensor, head: Tensor, teacher: tuple[Tensor, Tensor] | TopKTeacher | None, labels: Tensor
 ) -> None:
     pairs = [("student", hidden, head)]
-    if teacher_hidden is not None and teacher_head is not None:
-        pairs.append(("teacher", teacher_hidden, teacher_head))
+    if isinstance(teacher, TopKTeacher):
+        ids, log_probabilities, _ = teacher
+        if len(ids) != len(labels) or log_probabilities.shape != (len(ids), ids.shape[1] + 1):
+            raise ValueError(
+                f"a top-k teacher has ids [N, k] and log_probabilities [N, k + 1] for N = {len(labels)} labels, not "
+                f"{list(ids.shape)} and {list(log_probabilities.shape)}"
+            )
+    elif teacher is not None:
+        pairs.append(("teacher", *teacher))
+        if len(head) != len(teacher[1]):
+            raise ValueError(
+                f"student and teacher must share one vocabulary, not {len(head)} and {len(teacher[1])} tokens"
+            )
     for name, states, weight in pairs:
         if states.shape[0] != labels.shape[0] or states.shape[1] != weight.shape[1]:
             raise ValueError(
                 f"{name}_hidden {list(states.shape)} must be [N, d] with N = {labels.shape[0]} labels and d = "
                 f"{weight.shape[1]}, the width of {name}_head {list(weight.shape)}"
             )
-    if teacher_head is not None and head.shape[0] != teacher_head.shape[0]:
-        raise ValueError(
-            f"student and teacher must share one vocabulary, not {head.shape[0]} and {teacher_head.shape[0]} tokens"
-        )
 
 
 def _divisor(num_items: Tensor | float, like: Tensor) -> Tensor:
     # A tensor is clamped on its device: reading its value would make the host wait for the GPU. clamp gives 0/1 = 0 for
     # an update without labels.
-    dtype = _accumulation_dtype(like)
+    dtype = accumulation_dtype(like)
     return torch.as_tensor(num_items, device=like.device, dtype=dtype).clamp(min=1)
-
-
-def _default_chunk_size(head: Tensor) -> int:
-    # A chunk must be large enough for the product to outweigh reading the head, and small enough for a CPU's caches.
-    return 1024 if head.is_cuda else min(256, max(64, head.shape[1] // 4))
-
-
-def _accumulation_dtype(like: Tensor) -> torch.dtype:
-    return torch.float64 if like.dtype == torch.float64 else torch.float32
-
-
-def _compute_dtype(like: Tensor) -> torch.dtype:
-    # CPUs return 16-bit products in 16 bits, which spaces logits of 20 by 0.125; there the operands are widened, once.
-    if not like.is_cuda or like.dtype == torch.float64:
-        return _accumulation_dtype(like)
-    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else like.dtype
-
-
-class _Gradients:
-    """Gradients of one call, accumulated over its chunks; empty (None) where nothing needs them."""
-
-    def __init__(self, hidden: Tensor, head: Tensor, dtype: torch.dtype, needed: tuple[bool, bool]) -> None:
-        self.hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if needed[0] else None
-        self.head = torch.zeros(head.shape, dtype=dtype, device=head.device) if needed[1] else None
-
-    def add(self, start: int, logits_gradient: Tensor, hidden: Tensor, head: Tensor) -> None:
-        low = logits_gradient.to(hidden.dtype)
-        if self.hidden is not None:
-            self.hidden[start : start + len(hidden)] = _product(low, head)
-        if self.head is not None:
-            if low.dtype == self.head.dtype:
-                self.head.addmm_(low.t(), hidden)
-            else:
-                self.head += _product(low.t(), hidden)
-
-
-class _FusedDistillation(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head: Tensor,
-        teacher_hidden: Tensor | None,
-        teacher_head: Tensor | None,
-        labels: Tensor,
-        divisor: Tensor,
-        settings: ChunkSettings,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        accumulate, compute = _accumulation_dtype(hidden), _compute_dtype(hidden)
-        needed = ctx.needs_input_grad[:2] if settings.needs_gradient else (False, False)
-        gradients = _Gradients(hidden, head, accumulate, needed)
-        ctx.dtypes = hidden.dtype, head.dtype
-        student = hidden.to(compute), head.to(compute)
-        teacher = None
-        if teacher_hidden is not None and teacher_head is not None:
-            teacher = (teacher_hidden / settings.temperature).to(compute), teacher_head.to(compute)
-
-        kl, pl = divisor.new_zeros(()), divisor.new_zeros(())
-        workspace = [
-            divisor.new_empty(min(settings.chunk_size, len(labels)), len(head))
-            for _ in range(settings.buffers if teacher else 1)
-        ]
-        for start in range(0, len(labels), settings.chunk_size):
-            rows = slice(start, start + settings.chunk_size)
-            buffers = [buffer[: len(labels[rows])] for buffer in workspace]
-            _product(student[0][rows], student[1].t(), out=buffers[0])
-            if teacher:
-                _product(teacher[0][rows], teacher[1].t(), out=buffers[1])
-            chunk_kl, chunk_pl = reduce_chunk(buffers, labels[rows], settings)
-            kl += chunk_kl
-            pl += chunk_pl
-            if settings.needs_gradient:
-                gradients.add(start, buffers[0], student[0][rows], student[1])
-
-        ctx.gradients, ctx.divisor = gradients, divisor
-        kl, pl = kl / divisor, pl / divisor
-        ctx.mark_non_differentiable(kl, pl)
-        return settings.kl_weight * kl + settings.pl_weight * pl, kl, pl
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError(
-                "distillation_loss was differentiated twice; its gradients are released after the first backward, "
-                "so retain_graph=True is not supported: call distillation_loss again"
-            )
-        gradients, ctx.gradients = ctx.gradients, None
-        scale = (grad_total / ctx.divisor).to(ctx.divisor.dtype)
-        return (
-            *(
-                None if gradient is None else gradient.mul_(scale).to(dtype)
-                for gradient, dtype in zip((gradients.hidden, gradients.head), ctx.dtypes, strict=True)
-            ),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Matrix product whose result has at least 32 bits."""
-    if left.dtype in (torch.float32, torch.float64):
-        return torch.mm(left, right, out=out)
-    return torch.mm(left, right, out_dtype=torch.float32, out=out)  # type: ignore[no-any-return, call-overload]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
+from distilwhisper.attention import without_masks
+from distilwhisper.divergences import TopKTeacher
 from distilwhisper.losses import distillation_loss, hidden_state_loss
 
 logger = logging.getLogger(__name__)
-
-IGNORE_INDEX = -100
 
 
 class StepOutput(NamedTuple):
@@ -153,8 +153,10 @@ class DistillationStep:
             batch: ``input_features`` ``[batch, mels, frames]``, ``decoder_input_ids`` and ``labels`` ``[batch,
                 tokens]``.
                 Without ``decoder_input_ids``, as from the collators of other projects, the labels are shifted right.
+                ``label_rows``, the positions of labels among the flattened tokens, spares a wait for the GPU.
                 From a cache: ``encoder_states`` ``[batch, frames, d_model]`` instead of ``input_features``, and
-                ``teacher_hidden`` ``[batch, tokens, d_model]``, the teacher's last hidden states.
+                ``teacher_hidden`` ``[batch, tokens, d_model]``, the teacher's last hidden states, or its likeliest
+                tokens: ``teacher_ids`` ``[batch, tokens, k]`` and ``teacher_log_probs`` ``[batch, tokens, k + 1]``.
             num_items: Label tokens of the whole update; default: the batch's own.
         """
         if "decoder_input_ids" not in batch:
@@ -162,18 +164,19 @@ class DistillationStep:
             shifted = shift_tokens_right(batch["labels"], config.pad_token_id, config.decoder_start_token_id)
             batch = {**batch, "decoder_input_ids": shifted}
         encoder_states = self._encoder_states(student, batch)
-        with _layer_outputs(student.model.decoder, range(len(self.matched_layers))) as student_layers:
+        with (
+            without_masks(student, self.teacher),
+            _layer_outputs(student.model.decoder, range(len(self.matched_layers))) as student_layers,
+        ):
             hidden = _decode(student, encoder_states, batch["decoder_input_ids"])
-        teacher_hidden, teacher_layers = self._teacher_states(batch, encoder_states)
-
-        labels = batch["labels"]
-        rows = labels != IGNORE_INDEX
+            teacher_hidden, teacher_layers = self._teacher_states(batch, encoder_states)
         loss, kl, pl = distillation_loss(
-            hidden[rows],
+            hidden,
             student.proj_out.weight,
-            None if teacher_hidden is None else teacher_hidden[rows],
+            teacher_hidden,
             None if self.teacher is None else self.teacher.proj_out.weight,
-            labels[rows],
+            labels := batch["labels"],
+            rows=batch.get("label_rows"),
             temperature=self.objective.temperature,
             kl_weight=self.objective.kl_weight,
             pl_weight=self.objective.pl_weight,
@@ -202,14 +205,19 @@ class DistillationStep:
         return states
 
     @torch.no_grad()
-    def _teacher_states(self, batch: dict[str, Tensor], encoder_states: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-        if self.teacher is None:
-            return None, []
+    def _teacher_states(
+        self, batch: dict[str, Tensor], encoder_states: Tensor
+    ) -> tuple[Tensor | TopKTeacher | None, list[Tensor]]:
         teacher = self.teacher
+        if teacher is None:
+            return None, []
+        if "teacher_ids" in batch:
+            top = TopKTeacher(batch["teacher_ids"], batch["teacher_log_probs"], self.objective.temperature)
+            return top, []
         if "teacher_hidden" in batch:
             return batch["teacher_hidden"].to(teacher.proj_out.weight.dtype), []
-        if teacher.device != encoder_states.device:
-            teacher.to(encoder_states.device)  # placed with its head alone
+        if teacher.model.decoder.layers[0].fc1.weight.device != encoder_states.device:  # placed with its head alone
+            place_teacher(teacher, encoder_states.device, shares_encoder=self.shares_encoder)
         if not self.shares_encoder:
             features = batch["input_features"].to(teacher.model.encoder.conv1.weight.dtype)
             encoder_states = teacher.model.encoder(features).last_hidden_state
@@ -245,19 +253,48 @@ def accept_steps(student: Any) -> None:
 
 
 def place_teacher(
-    teacher: Any, device: torch.device, dtype: torch.dtype | None = None, *, head_only: bool = False
+    teacher: Any,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    head_only: bool = False,
+    shares_encoder: bool = False,
 ) -> Any:
     """Move a teacher to its device (and dtype), in evaluation mode, without gradients.
 
     It is neither wrapped nor registered: it has no gradients to average and must not appear in checkpoints. Without a
     dtype it keeps its own, but a CPU computes in float32 what was saved in float16. With ``head_only`` all but the
-    output head stays where it is until a batch without cached states needs it.
+    output head stays where it is until a batch without cached states needs it; with ``shares_encoder`` the encoder does
+    (1.3 GB of large-v3 in 16 bit).
     """
     if dtype is None and teacher.dtype == torch.float16 and device.type == "cpu":
         dtype = torch.float32
     teacher.to(dtype=dtype or teacher.dtype).eval().requires_grad_(False)
-    (teacher.proj_out if head_only else teacher).to(device)
+    teacher.proj_out.to(device)
+    if not head_only:
+        teacher.model.decoder.to(device)
+        if not shares_encoder:
+            teacher.model.encoder.to(device)
     return teacher
+
+
+@contextmanager
+def whole_weights(model: Any) -> Iterator[None]:
+    """Keep the weights of a model that FSDP2 has sharded whole in each process.
+
+    For generation: it calls parts of the model, round the hooks of the whole, and each process another number of times,
+    which collects weights from the others no more. Models that are not sharded are left alone.
+    """
+    shards = [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
+    for shard in shards:
+        shard.set_reshard_after_forward(False, recurse=False)
+        shard.unshard()
+    try:
+        yield
+    finally:
+        for shard in shards:
+            shard.set_reshard_after_forward(shard is not model, recurse=False)
+            shard.reshard()
 
 
 def _decode(model: Any, encoder_states: Tensor, decoder_input_ids: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from transformers import WhisperProcessor
 
 from distilwhisper.arguments import DistillationTrainingArguments
+from distilwhisper.attention import set_attention
 from distilwhisper.collator import DataCollatorForDistillation
 from distilwhisper.models import load_whisper
 from distilwhisper.samples import MapSamples, StreamedSamples, usable_rows
@@ -36,6 +37,9 @@ def prepare_models(student: Any, teacher: Any, args: DistillationTrainingArgumen
     if student.dtype in (torch.float16, torch.bfloat16):
         logger.info("the student is trained in float32: updates are too small for its %s", student.dtype)
         student.float()
+    for name, model in (("student", student), ("teacher", teacher)):
+        if model is not None:
+            set_attention(model, args.attn_implementation, args.device, args.compute_dtype, name=name)
     encoder = student.model.encoder
     if args.freeze_encoder:
         encoder.requires_grad_(False)
@@ -139,7 +143,16 @@ def evaluation_samples(dataset: Any, collator: Any) -> Any:
 
 
 def adapt_arguments(args: DistillationTrainingArguments, train_dataset: Any) -> None:
-    """Set what follows from the data and the machine."""
+    """Set what follows from the data and the machine.
+
+    Raises:
+        ValueError: If Accelerate is to deal out slices of batches.
+    """
+    if args.accelerator_config.dispatch_batches:
+        raise ValueError(
+            "accelerator_config dispatch_batches=True joins the batches of all processes and deals out slices, but "
+            "each batch has labels of its own length: leave it out"
+        )
     if args.n_gpu > 1:
         logger.warning(
             "this process sees %d GPUs and uses one (torch.nn.DataParallel would average wrongly); "

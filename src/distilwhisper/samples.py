@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
@@ -16,6 +17,8 @@ from distilwhisper.collator import DataCollatorForDistillation, Sample, Unusable
 logger = logging.getLogger(__name__)
 
 DURATION_COLUMNS = ("duration_s", "duration")
+GROUPED_BATCHES = 50
+"""Batches whose samples are sorted by length together."""
 
 
 class _Epoch:
@@ -113,24 +116,60 @@ class EpochSampler(Sampler[int]):
     Args:
         samples: What is sampled from.
         seed: Seed of the shuffle.
+        lengths: Lengths of the labels, in any unit, to have labels of like length share a batch: less padding.
+        batch_size: Samples that are together then: those of a micro-batch on all processes.
     """
 
-    def __init__(self, samples: MapSamples, seed: int) -> None:
+    def __init__(
+        self, samples: MapSamples, seed: int, *, lengths: Sequence[int] | None = None, batch_size: int = 1
+    ) -> None:
         self.samples = samples
         self.seed = seed
+        self.lengths = None if lengths is None else np.asarray(lengths)
+        self.batch_size = batch_size
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.samples))
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(len(self.samples))
+        if self.lengths is not None:
+            order = _group(order, self.lengths, self.batch_size, generator)
         return iter(order.tolist())
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
         self.epoch = epoch
         self.samples.set_epoch(epoch)
+
+
+def _group(
+    order: npt.NDArray[Any], lengths: npt.NDArray[Any], batch_size: int, generator: np.random.Generator
+) -> npt.NDArray[Any]:
+    # Sorted within blocks of a shuffle, so that a batch has other company each epoch; then the batches are shuffled.
+    block = GROUPED_BATCHES * batch_size
+    blocks = [order[start : start + block] for start in range(0, len(order), block)]
+    order = np.concatenate([part[np.argsort(-lengths[part], kind="stable")] for part in blocks])
+    whole = len(order) // batch_size * batch_size
+    batches = generator.permutation(order[:whole].reshape(-1, batch_size))
+    return np.concatenate([batches.ravel(), order[whole:]])  # a batch that is not full comes last
+
+
+def label_lengths(samples: MapSamples, collator: DataCollatorForDistillation) -> list[int]:
+    """Return how long the labels are: in tokens where the data set has them, in bytes elsewhere. No audio is read."""
+    dataset, columns = samples.dataset, getattr(samples.dataset, "column_names", None)
+    wanted = ["whisper_tokens", collator.transcript_column, collator.text_column]
+    if columns is not None:
+        wanted = [column for column in wanted if column in columns][:1]
+        dataset = dataset.select_columns(wanted)
+
+    def length(row: Any) -> int:
+        label = next((row[name] for name in wanted if row.get(name) is not None), "")
+        return len(label.encode() if isinstance(label, str) else label)
+
+    return [length(dataset[int(index)]) for index in samples.rows]
 
 
 def usable_rows(dataset: Any, collator: DataCollatorForDistillation) -> list[int]:

@@ -17,10 +17,11 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainer, TrainerCallback,
 from transformers.trainer_utils import SaveStrategy
 
 from distilwhisper.arguments import DistillationTrainingArguments
+from distilwhisper.attention import without_flash
 from distilwhisper.cached_inputs import use_state_cache
 from distilwhisper.checkpoints import STATE_FILE, last_checkpoint
 from distilwhisper.generation import generate_tokens
-from distilwhisper.modeling import DistillationStep, Objective, accept_steps, place_teacher
+from distilwhisper.modeling import DistillationStep, Objective, accept_steps, place_teacher, whole_weights
 from distilwhisper.normalizers import get_normalizer
 from distilwhisper.preparation import (
     adapt_arguments,
@@ -31,7 +32,7 @@ from distilwhisper.preparation import (
     prepare_models,
     training_samples,
 )
-from distilwhisper.samples import EpochSampler, MapSamples, StreamedSamples
+from distilwhisper.samples import EpochSampler, MapSamples, StreamedSamples, label_lengths
 from distilwhisper.scoring import WordErrorScorer
 from distilwhisper.student import save_processor
 
@@ -115,8 +116,9 @@ class DistillationTrainer(Seq2SeqTrainer):
         self.model_accepts_loss_kwargs = True  # have the label tokens of the update counted
         cached = use_state_cache(args, self.model, self._step.teacher, data_collator, self.train_dataset)
         if self._step.teacher is not None:
-            dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-            place_teacher(self._step.teacher, args.device, dtype, head_only=cached)
+            dtype = args.compute_dtype if args.compute_dtype != torch.float32 else None
+            shared = self._step.shares_encoder
+            place_teacher(self._step.teacher, args.device, dtype, head_only=cached, shares_encoder=shared)
         self._forget_terms()
         self.add_callback(_StartOfEpochs(self))
 
@@ -165,10 +167,13 @@ class DistillationTrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         samples = train_dataset or self.train_dataset
-        if not isinstance(samples, MapSamples) or self.args.train_sampling_strategy != "random":
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        if not isinstance(samples, MapSamples) or self.args.train_sampling_strategy == "sequential":
             return super()._get_train_sampler(train_dataset)  # type: ignore[no-any-return]
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        return EpochSampler(samples, seed)
+        lengths = label_lengths(samples, self.data_collator) if grouped else None
+        batch_size = self.args.train_batch_size * self.accelerator.num_processes
+        return EpochSampler(samples, seed, lengths=lengths, batch_size=batch_size)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -256,13 +261,14 @@ class DistillationTrainer(Seq2SeqTrainer):
         settings = gen_kwargs or getattr(self, "_gen_kwargs", {})
         limit = settings.get("max_new_tokens") or settings.get("max_length") or self.args.generation_max_length
         limit = min(limit or student.config.max_target_positions, student.config.max_target_positions - prefix.shape[1])
-        generated = generate_tokens(
-            student,
-            prefix,
-            encoder_hidden_states=encoder_states,
-            max_new_tokens=limit,
-            num_beams=settings.get("num_beams") or self.args.generation_num_beams or 1,
-        ).ids
+        with whole_weights(student), without_flash(student):
+            generated = generate_tokens(
+                student,
+                prefix,
+                encoder_hidden_states=encoder_states,
+                max_new_tokens=limit,
+                num_beams=settings.get("num_beams") or self.args.generation_num_beams or 1,
+            ).ids
         if self._counts_words:
             counts = torch.tensor(self._scorer.count(generated, references.tolist()), device=loss.device)
             return loss, counts, counts
