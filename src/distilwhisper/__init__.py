@@ -1,7 +1,7 @@
 """Make a small, fast Whisper out of a big one: the Distil-Whisper method as a library.
 
-The stages, in order: ``create_student``, ``PseudoLabeler``, ``WERFilter``, ``DistillationTrainer``, ``evaluate``. Each
-is imported when it is first used, so that ``import distilwhisper`` itself costs next to nothing.
+The stages, in order: ``create_student``, ``PseudoLabeler``, ``WERFilter``, ``DistillationTrainer``, ``evaluate``,
+``export_model``. Each is imported when it is first used, so that ``import distilwhisper`` itself costs next to nothing.
 """
 
 from importlib import import_module
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distilwhisper.checkpoints import last_checkpoint
     from distilwhisper.collator import DataCollatorForDistillation
     from distilwhisper.evaluation import EvaluationResult, evaluate
+    from distilwhisper.export import export_model
     from distilwhisper.filtering import FilterReport, WERFilter
     from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
@@ -52,6 +53,7 @@ _MODULES = {
     "create_student": "student",
     "distillation_loss": "losses",
     "evaluate": "evaluation",
+    "export_model": "export",
     "last_checkpoint": "checkpoints",
     "get_normalizer": "normalizers",
     "load_audio": "audio",
@@ -86,6 +88,7 @@ __all__ = [
     "create_student",
     "distillation_loss",
     "evaluate",
+    "export_model",
     "get_normalizer",
     "last_checkpoint",
     "load_audio",
