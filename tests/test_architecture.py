@@ -22,7 +22,7 @@ FLOORS = [
     "cache collator generation loading losses metrics reports synthesis".split(),
     "cached_inputs filtering modeling samples scoring transcription".split(),
     ["caching"],
-    "benchmarks evaluation preparation pseudo_labels".split(),
+    "alignment benchmarks evaluation preparation pseudo_labels".split(),
     ["trainer"],
     "export export.formats".split(),
     "export.openai_whisper export.runtimes export.transformers".split(),

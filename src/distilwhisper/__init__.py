@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distilwhisper.alignment import find_alignment_heads
     from distilwhisper.arguments import PRESETS, DistillationTrainingArguments
     from distilwhisper.audio import AudioError, load_audio
     from distilwhisper.benchmarks import LatencyComparison, LatencyResult, compare_latency, measure_latency
@@ -54,6 +55,7 @@ _MODULES = {
     "distillation_loss": "losses",
     "evaluate": "evaluation",
     "export_model": "export",
+    "find_alignment_heads": "alignment",
     "last_checkpoint": "checkpoints",
     "get_normalizer": "normalizers",
     "load_audio": "audio",
@@ -89,6 +91,7 @@ __all__ = [
     "distillation_loss",
     "evaluate",
     "export_model",
+    "find_alignment_heads",
     "get_normalizer",
     "last_checkpoint",
     "load_audio",
