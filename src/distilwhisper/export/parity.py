@@ -131,10 +131,11 @@ def check_parity(
     features = transcriber.extract_features(recordings)
     states = encode(model, features)
     prompt = transcriber.tokens.prefix(language or "en")
-    own = generate_tokens(model, [prompt] * len(states), encoder_hidden_states=states, max_new_tokens=MAX_NEW_TOKENS)
+    limit = min(MAX_NEW_TOKENS, model.config.max_target_positions - len(prompt))
+    own = generate_tokens(model, [prompt] * len(states), encoder_hidden_states=states, max_new_tokens=limit)
     takes = getattr(FORMATS[format].load(), "TAKES", "features")
     inputs: Any = {"audio": recordings, "features": features.numpy(), "states": states.numpy()}[takes]
-    given, logits = run_format(format, export_dir, list(inputs), prompt, MAX_NEW_TOKENS, own.ids)
+    given, logits = run_format(format, export_dir, list(inputs), prompt, limit, own.ids)
     end = transcriber.tokens.end_of_text
     sequences = [ids if capped else [*ids, end] for ids, capped in zip(own.ids, own.capped, strict=True)]
     references = [_reference(model, prompt, *pair) for pair in zip(sequences, states, strict=True)]
@@ -161,15 +162,17 @@ def check_parity(
 def tolerance(dtype: str) -> float:
     """Return how far logits of a number type may be off, as a share of their standard deviation.
 
-    Half precision has 11 bits (bfloat16: 8) for a weight, eight-bit kinds 7; the bounds are some ten times what a
-    student of two layers showed, so that deep models fit in.
+    The bounds for 16 and 8 bits are ten times what the 16 decoder layers of ``examples/teacher``, its weights no longer
+    round, showed: 0.001 in float16, 0.01 in bfloat16, 0.03 in CTranslate2's int8.
     """
     name = dtype.lower()
-    if any(kind in name for kind in ("int8", "q8", "bfloat16", "bf16")):
-        return 0.3
-    if any(kind in name for kind in ("int4", "q4", "q5", "q6", "q2", "q3")):
+    if any(kind in name for kind in ("int4", "q2", "q3", "q4", "q5", "q6")):
         return 1.0
-    return 0.03 if "16" in name else 0.001
+    if any(kind in name for kind in ("int8", "q8")):
+        return 0.3
+    if any(kind in name for kind in ("bfloat16", "bf16")):
+        return 0.1
+    return 0.01 if "16" in name else 0.001
 
 
 def builtin_audio() -> tuple[str, list[Samples]]:

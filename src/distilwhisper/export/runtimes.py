@@ -24,7 +24,12 @@ _ARRAYS, _REQUEST, _REPLY, _LOGITS = "inputs.npz", "request.json", "reply.json",
 
 
 def run_format(
-    format: str, export_dir: Path, inputs: Arrays, prompt: list[int], max_new_tokens: int, tokens: list[list[int]]
+    format: str,
+    export_dir: Path,
+    inputs: Arrays,
+    prompt: list[int],
+    max_new_tokens: int,
+    tokens: list[list[int]] | None = None,
 ) -> tuple[list[list[int]], list[npt.NDArray[np.float32]] | None]:
     """Run an export in its runtime.
 
@@ -35,10 +40,11 @@ def run_format(
             ``[positions, d_model]`` or samples ``[samples]``.
         prompt: Ids that open each transcript.
         max_new_tokens: Length limit.
-        tokens: The model's own tokens, for the logits.
+        tokens: The model's own tokens, where the logits behind them are wanted.
 
     Returns:
-        The tokens of each recording and the logits before each, None if the runtime does not tell them.
+        The tokens of each recording, and the logits behind the prompt and each of ``tokens``: None if the runtime does
+        not tell them.
 
     Raises:
         ExportError: If the runtime crashes or raises an error.
@@ -66,11 +72,12 @@ def _run(
     inputs: Arrays,
     prompt: list[int],
     max_new_tokens: int,
-    tokens: list[list[int]],
+    tokens: list[list[int]] | None,
 ) -> tuple[list[list[int]], Any]:
     batch = list(inputs) if getattr(module, "TAKES", "features") == "audio" else np.stack(inputs)
     reply = module.run(export_dir, batch, prompt, max_new_tokens)
-    return reply, module.logits(export_dir, batch, prompt, tokens) if hasattr(module, "logits") else None
+    wanted = tokens is not None and hasattr(module, "logits")
+    return reply, module.logits(export_dir, batch, prompt, tokens) if wanted else None
 
 
 def _load(path: Path) -> list[npt.NDArray[np.float32]]:
