@@ -57,7 +57,9 @@ def test_heads_are_in_the_order_of_their_scores_and_the_kernel_stays(teacher, pr
     heads = find_alignment_heads(teacher, processor, audio, max_heads=3)
     assert scores.shape == (16, 4)
     assert (scores.abs() <= 1).all()
-    assert [scores[layer, head].item() for layer, head in heads] == scores.flatten().topk(3).values.tolist()
+    found = [scores[layer, head].item() for layer, head in heads]
+    assert found == pytest.approx(scores.flatten().topk(3).values.tolist()[: len(found)])
+    assert found[-1] >= found[0] / 2 > 0
     assert teacher.config._attn_implementation == kernel != "eager"
 
 

@@ -154,7 +154,7 @@ def test_exports_are_compared_by_size_time_and_errors(here, tmp_path, monkeypatc
     assert [whole["kind"], half["kind"]] == kinds
     assert half["megabytes"] < whole["megabytes"]
     assert whole["wer"] == pytest.approx(half["wer"])
-    assert 0 < whole["wer"] < 1  # one of the six transcripts is not the teacher's
+    assert whole["wer"] > 0  # one of the six transcripts is not the teacher's
     assert f"| transformers:float32 | {whole['megabytes']:.1f} |" in capsys.readouterr().out
 
 
