@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 from pathlib import Path
@@ -16,7 +17,13 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
-from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 TEACHER = REPOSITORY / "examples" / "teacher"
@@ -84,6 +91,24 @@ def tiny_whisper(
 @pytest.fixture
 def tiny_teacher() -> WhisperForConditionalGeneration:
     return tiny_whisper()
+
+
+@pytest.fixture(scope="session")
+def wide_teacher() -> WhisperForConditionalGeneration:
+    """The trained teacher with a window of 30 s, which it transcribes as well; some runtimes know no other."""
+    narrow = WhisperForConditionalGeneration.from_pretrained(TEACHER, dtype=torch.float32)
+    config = copy.deepcopy(narrow.config)
+    config.max_source_positions = 1500
+    wide = WhisperForConditionalGeneration(config)
+    positions = {"model.encoder.embed_positions.weight": wide.model.encoder.embed_positions.weight}
+    wide.load_state_dict({**narrow.state_dict(), **positions})
+    wide.generation_config = narrow.generation_config
+    return wide.eval()
+
+
+@pytest.fixture(scope="session")
+def wide_processor(processor) -> WhisperProcessor:
+    return WhisperProcessor(WhisperFeatureExtractor(feature_size=80), processor.tokenizer)
 
 
 @pytest.fixture

@@ -151,6 +151,26 @@ def suppress_success():
             raise
 
 
+def test_a_student_is_exported_and_checked_on_the_recordings_given(here, tmp_path, monkeypatch, capsys):
+    flags = ["--model_dir", "student", "--format", "transformers", "--output_dir", str(tmp_path / "out")]
+    call("export_model.py", *flags, "--data", "my recordings", "--samples", "2", monkeypatch=monkeypatch)
+    report = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert (report["passed"], report["audio"], report["recordings"]) == (True, "given", 2)
+    assert f"transformers export in {tmp_path / 'out'}" in capsys.readouterr().out
+
+
+def test_exports_are_compared_by_size_time_and_errors(here, tmp_path, monkeypatch, capsys):
+    kinds = ["transformers:float32", "transformers:float16"]
+    flags = ["--output_dir", str(tmp_path), "--data", "my recordings", "--repeats", "1"]
+    call("compare_exports.py", "--model_dir", "teacher", "--kinds", *kinds, *flags, monkeypatch=monkeypatch)
+    whole, half = json.loads((tmp_path / "comparison.json").read_text())
+    assert [whole["kind"], half["kind"]] == kinds
+    assert half["megabytes"] < whole["megabytes"]
+    assert whole["wer"] == pytest.approx(half["wer"])
+    assert whole["wer"] > 0  # one of the six transcripts is not the teacher's
+    assert f"| transformers:float32 | {whole['megabytes']:.1f} |" in capsys.readouterr().out
+
+
 @pytest.fixture
 def here(workshop, chain, monkeypatch):
     monkeypatch.chdir(workshop)

@@ -130,6 +130,11 @@ NEEDED = inspect.Parameter.empty
         ("load_audio", {"value": NEEDED, "sampling_rate": 16_000}, {"max_duration_s": None}),
         ("get_normalizer", {"language": None}, {}),
         ("save_processor", {"processor": NEEDED, "output_dir": NEEDED}, {}),
+        (
+            "export_model",
+            {"model_dir": NEEDED, "format": NEEDED, "output_dir": NEEDED},
+            {"check": True, "audio": None, "language": None, "overwrite": False},
+        ),
     ],
 )
 def test_signature_holds_what_callers_were_promised(path, positional, keywords):
@@ -186,7 +191,9 @@ def test_import_loads_nothing_heavy_and_reaches_for_no_network():
 def test_using_everything_prints_nothing_reaches_for_no_network_and_needs_no_extra():
     """Trackers, plots, voices and kernels are imported only where they are used."""
     extras = ["wandb", "tensorboard", "matplotlib", "espeakng_loader", "torchcodec", "flash_attn"]
-    modules = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+    extras += ["whisper", "ctranslate2", "faster_whisper"]
+    files = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
+    modules = sorted(".".join(file.parts) for file in files)
     program = "".join(f"import distilwhisper.{module}\n" for module in modules)
     program += "for name in distilwhisper.__all__:\n    getattr(distilwhisper, name)\n"
     result = run_fresh(f"{program}assert not [name for name in {extras} if name in sys.modules]")

@@ -1,7 +1,7 @@
 """Make a small, fast Whisper out of a big one: the Distil-Whisper method as a library.
 
-The stages, in order: ``create_student``, ``PseudoLabeler``, ``WERFilter``, ``DistillationTrainer``, ``evaluate``. Each
-is imported when it is first used, so that ``import distilwhisper`` itself costs next to nothing.
+The stages, in order: ``create_student``, ``PseudoLabeler``, ``WERFilter``, ``DistillationTrainer``, ``evaluate``,
+``export_model``. Each is imported when it is first used, so that ``import distilwhisper`` itself costs next to nothing.
 """
 
 from importlib import import_module
@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distilwhisper.alignment import find_alignment_heads
     from distilwhisper.arguments import PRESETS, DistillationTrainingArguments
     from distilwhisper.audio import AudioError, load_audio
     from distilwhisper.benchmarks import LatencyComparison, LatencyResult, compare_latency, measure_latency
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from distilwhisper.filter_reports import FilterReport, threshold_sweep, write_filter_report
     from distilwhisper.filtering import LabelFilter, WERFilter
     from distilwhisper.label_rules import RECOMMENDED_RULES, LabelRules
+    from distilwhisper.export import export_model
     from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
@@ -70,6 +72,8 @@ _MODULES = {
     "create_student": "student",
     "distillation_loss": "losses",
     "evaluate": "evaluation",
+    "export_model": "export",
+    "find_alignment_heads": "alignment",
     "last_checkpoint": "checkpoints",
     "get_normalizer": "normalizers",
     "load_audio": "audio",
@@ -118,6 +122,8 @@ __all__ = [
     "create_student",
     "distillation_loss",
     "evaluate",
+    "export_model",
+    "find_alignment_heads",
     "get_normalizer",
     "last_checkpoint",
     "load_audio",

@@ -75,6 +75,25 @@ def decode(model: WhisperForConditionalGeneration, decoder_input_ids: Tensor, en
 
 
 @torch.inference_mode()
+def forced_logits(
+    model: WhisperForConditionalGeneration, prompt: list[int], tokens: list[int], encoder_hidden_states: Tensor
+) -> Tensor:
+    """Return the logits behind the prompt and behind each token that follows it, suppressed tokens among them.
+
+    Args:
+        model: A Whisper.
+        prompt: Ids that open the transcript.
+        tokens: Ids of the transcript.
+        encoder_hidden_states: The encoder's output of the one recording, ``[positions, d_model]``.
+
+    Returns:
+        ``[tokens + 1, vocabulary]``.
+    """
+    hidden = decode(model, torch.tensor([[*prompt, *tokens]]), encoder_hidden_states[None])
+    return model.proj_out(hidden[0, len(prompt) - 1 :])  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
 def detect_languages(
     model: WhisperForConditionalGeneration,
     tokens: WhisperTokens,

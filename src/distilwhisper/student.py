@@ -70,7 +70,8 @@ def create_student(
     }
     config.encoder_layers, config.decoder_layers = len(kept["encoder"]), len(kept["decoder"])
     student = _copy_weights(model, config, kept)
-    student.generation_config = _safe_generation_config(model.generation_config, kept["decoder"])
+    student.generation_config = _generation_config(model.generation_config, kept["decoder"])
+    mend_configs(student)
     if freeze_encoder:
         student.model.encoder.requires_grad_(False)
     return (student if dtype is None else student.to(dtype)).eval()
@@ -95,10 +96,12 @@ def spaced_layer_indices(total: int, keep: int) -> list[int]:
 
 
 def save_processor(processor: WhisperProcessor, output_dir: str | Path) -> Path:
-    """Save a processor with the two files that Transformers 5 leaves out and others need.
+    """Save a processor with the files that Transformers 5 leaves out and others need.
 
-    These are ``preprocessor_config.json`` (faster-whisper, Transformers.js, Transformers 4) and
-    ``normalizer.json`` (``tokenizer.normalize``).
+    These are ``preprocessor_config.json`` (faster-whisper, Transformers.js, Transformers 4), ``normalizer.json``
+    (``tokenizer.normalize``), and ``vocab.json``, ``merges.txt`` and ``added_tokens.json`` (the converters of
+    whisper.cpp, Transformers 4). Transformers 4 cannot read a list of ``extra_special_tokens``: they are saved under
+    their older name, which both read.
 
     Args:
         processor: The processor.
@@ -110,10 +113,42 @@ def save_processor(processor: WhisperProcessor, output_dir: str | Path) -> Path:
     output_dir = Path(output_dir)
     processor.save_pretrained(output_dir)
     processor.feature_extractor.save_pretrained(output_dir)
-    spelling = processor.tokenizer.english_spelling_normalizer
-    if spelling is not None:
-        (output_dir / "normalizer.json").write_text(json.dumps(spelling, indent=2) + "\n", encoding="utf-8")
+    tokenizer = processor.tokenizer
+    tokenizer.save_vocabulary(str(output_dir))
+    vocabulary = json.loads((output_dir / "vocab.json").read_text(encoding="utf-8"))
+    added = {token: index for token, index in tokenizer.get_added_vocab().items() if token not in vocabulary}
+    settings = json.loads((output_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["additional_special_tokens"] = settings.pop("extra_special_tokens", [])
+    _write_json(output_dir / "added_tokens.json", added)
+    _write_json(output_dir / "tokenizer_config.json", settings)
     return output_dir
+
+
+def mend_configs(model: WhisperForConditionalGeneration) -> None:
+    """Make a model's configs such that other runtimes load it and do not crash.
+
+    Alignment heads that the model does not have are dropped (CTranslate2 ends in a segmentation fault, Transformers in
+    an IndexError), as is ``forced_decoder_ids``, which Transformers 5 refuses. The suppressed tokens of the generation
+    config also go into the config, where Candle reads them and takes no null.
+
+    Args:
+        model: The model; its two configs are changed.
+    """
+    config, generation = model.config, model.generation_config
+    generation.forced_decoder_ids = None
+    config.suppress_tokens = list(generation.suppress_tokens or [])
+    config.begin_suppress_tokens = list(generation.begin_suppress_tokens or [])
+    heads = getattr(generation, "alignment_heads", None) or []
+    layers, width = config.decoder_layers, config.decoder_attention_heads
+    own = [[layer, head] for layer, head in heads if layer < layers and head < width]
+    if own:
+        generation.alignment_heads = own
+    elif hasattr(generation, "alignment_heads"):
+        del generation.alignment_heads
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _load_teacher(
@@ -170,12 +205,8 @@ def _teacher_name(name: str, kept: dict[str, list[int]]) -> str:
     return ".".join(["model", part, "layers", str(kept[part][int(rest[1])]), *rest[2:]])
 
 
-def _safe_generation_config(teachers: GenerationConfig, kept: list[int]) -> GenerationConfig:
+def _generation_config(teachers: GenerationConfig, kept: list[int]) -> GenerationConfig:
     config = copy.deepcopy(teachers)
-    config.forced_decoder_ids = None
-    heads = getattr(config, "alignment_heads", None)
-    if heads is not None:
+    if heads := getattr(config, "alignment_heads", None):
         config.alignment_heads = [[kept.index(layer), head] for layer, head in heads if layer in kept]
-        if not config.alignment_heads:
-            del config.alignment_heads
     return config
