@@ -1,13 +1,12 @@
 """The file of whisper.cpp, written from the model: half precision, or quantised with the package ``gguf``.
 
-Numbers are little-endian; dimensions stand in ggml's order, the fastest first. The order of the parts is what whisper.cpp's
-``whisper_model_load`` reads: sizes, mel filters, byte-level tokens, tensors.
+Numbers are little-endian; dimensions stand in ggml's order, the fastest first. The parts follow one another as
+whisper.cpp reads them: sizes, mel filters, byte-level tokens, tensors.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,13 +29,11 @@ Array = npt.NDArray[Any]
 DTYPES = {"float16": 1, "q8_0": 7, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2}
 """Number types to ``ggml_ftype``. There is no float32: whisper.cpp aborts on convolutions of it."""
 
-WINDOW_POSITIONS = 1500
-
 _MAGIC = 0x67676D6C
 _QUANTIZATION_VERSION = 2000  # GGML_QNT_VERSION * GGML_QNT_VERSION_FACTOR
 _FLOAT32, _FLOAT16 = 0, 1  # ggml_type
 _SPECIAL_TOKENS = {51_864: (50_256, 50_357, 50_363), 51_865: (50_257, 50_358, 50_364), 51_866: (50_257, 50_359, 50_365)}
-"""Vocabulary size to the ids of the end of text, of ``<|translate|>`` and of ``<|0.00|>`` that whisper.cpp takes for granted."""
+"""Vocabulary size to the ids that whisper.cpp takes for granted: end of text, ``<|translate|>`` and ``<|0.00|>``."""
 
 
 def write(
@@ -48,7 +45,7 @@ def write(
         model: The model.
         processor: Its processor.
         output_dir: Where to.
-        dtype: ``float16``, or the kind of quantisation of the matrices: ``q8_0``, ``q5_1``, ``q5_0``, ``q4_1``, ``q4_0``.
+        dtype: ``float16``, or how matrices are quantised: ``q8_0``, ``q5_1``, ``q5_0``, ``q4_1`` or ``q4_0``.
 
     Raises:
         ExportError: If whisper.cpp could not read the model, or would read it wrongly.
@@ -59,8 +56,7 @@ def write(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     tokens = WhisperTokens.from_tokenizer(processor.tokenizer)
     _refuse(model, tokens, dtype)
-    # Not before the checks: a file is begun only if it can be finished.
-    with open(output_dir / file_name(dtype), "wb") as file:
+    with (output_dir / file_name(dtype)).open("wb") as file:
         _write_sizes(file, model.config, dtype)
         filters = np.ascontiguousarray(processor.feature_extractor.mel_filters.T, np.float32)  # [mels, frequencies]
         file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
@@ -122,20 +118,26 @@ def _write_tensor(file: BinaryIO, name: str, weight: Array, dtype: str) -> None:
     shape = weight.shape[::-1]
     if name.endswith(("conv1.bias", "conv2.bias")):
         shape = (1, *shape)  # a column, added to every position
-    elif name.endswith("conv1.weight") or name.endswith("conv2.weight"):
-        kind, weight = _FLOAT16, weight.astype(np.float16)
+    elif name.endswith(("conv1.weight", "conv2.weight")):
+        kind, weight = _FLOAT16, _half(name, weight)
     elif weight.ndim == 2 and not name.endswith("positional_embedding"):
-        kind, weight = _converted(weight, dtype)
+        kind, weight = (_FLOAT16, _half(name, weight)) if dtype == "float16" else _quantized(weight, dtype)
     encoded = name.encode()
     file.write(struct.pack(f"<3i{len(shape)}i", len(shape), len(encoded), kind, *shape) + encoded)
     file.write(np.ascontiguousarray(weight).data)
 
 
-def _converted(weight: Array, dtype: str) -> tuple[int, Array]:
-    if dtype == "float16":
-        return _FLOAT16, weight.astype(np.float16)
-    kind = getattr(_gguf().GGMLQuantizationType, dtype.upper())
-    return int(kind), _gguf().quants.quantize(weight, kind)
+def _half(name: str, weight: Array) -> Array:
+    largest = np.abs(weight).max()
+    if not largest <= np.finfo(np.float16).max:
+        raise ExportError(f"{name} holds values up to {largest:g}, which half precision has no numbers for")
+    return weight.astype(np.float16)
+
+
+def _quantized(weight: Array, dtype: str) -> tuple[int, Array]:
+    gguf = _gguf()
+    kind = gguf.GGMLQuantizationType[dtype.upper()]
+    return int(kind), gguf.quants.quantize(weight, kind)
 
 
 def _gguf() -> Any:
@@ -197,7 +199,8 @@ class _Runtime:
             raise ExportError("whisper.cpp could not run the decoder")
         count = self.library.whisper_n_vocab(self.context)
         rows = np.ctypeslib.as_array(self.library.whisper_get_logits(self.context), (len(tokens), count))
-        return rows[-1].copy()
+        last: Array = rows[-1].copy()
+        return last
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Whisper's encoder and decoder as ONNX graphs, built node by node: no tracing, and each weight stands in the file once.
+"""Whisper's encoder and decoder as ONNX graphs, built node by node: no tracing, and each weight is stored once.
 
 Only operators of opset 17 are used, so that onnxruntime from 1.14 and every Transformers.js run them.
 """
@@ -78,7 +78,7 @@ class _Graph:
         """Turn ``[batch, tokens, d_model]`` into ``[batch, heads, tokens, width]``."""
         return self.add("Transpose", self.add("Reshape", value, self.integers(0, 0, count, width)), perm=[0, 2, 1, 3])
 
-    def attend(self, query: str, key: str, value: str, name: str, *, width: int, mask: str | None = None) -> str:
+    def attend(self, query: str, key: str, value: str, *, name: str, width: int, mask: str | None = None) -> str:
         """Return the output of an attention layer, all arguments ``[batch, heads, tokens, width]``."""
         query = self.add("Mul", query, self.constant(f"scale_{width}", width**-0.5))
         scores = self.add("MatMul", query, self.add("Transpose", key, perm=[0, 1, 3, 2]))
@@ -99,7 +99,10 @@ class _Graph:
 
 
 def encoder_graph(model: WhisperForConditionalGeneration) -> onnx.ModelProto:
-    """Return the encoder: ``input_features [batch, mels, frames]`` to ``last_hidden_state [batch, positions, d_model]``."""
+    """Return the encoder.
+
+    Input: ``input_features [batch, mels, frames]``. Output: ``last_hidden_state [batch, positions, d_model]``.
+    """
     config, graph = model.config, _Graph("encoder", model.state_dict(), "encoder")
     positions, heads = config.max_source_positions, config.encoder_attention_heads
     width = config.d_model // heads
@@ -112,10 +115,12 @@ def encoder_graph(model: WhisperForConditionalGeneration) -> onnx.ModelProto:
     for number in range(config.encoder_layers):
         layer = f"layers.{number}"
         normed = graph.norm(value, f"{layer}.self_attn_layer_norm")
-        parts = [
-            graph.heads(graph.linear(normed, f"{layer}.self_attn.{part}_proj"), heads, width) for part in ("q", "k", "v")
-        ]
-        value = graph.add("Add", value, graph.attend(*parts, f"{layer}.self_attn", width=width))
+        query, key, content = (
+            graph.heads(graph.linear(normed, f"{layer}.self_attn.{part}_proj"), heads, width)
+            for part in ("q", "k", "v")
+        )
+        mixed = graph.attend(query, key, content, name=f"{layer}.self_attn", width=width)
+        value = graph.add("Add", value, mixed)
         value = graph.feed_forward(value, layer)
     graph.output(graph.norm(value, "layer_norm"), "last_hidden_state", ["batch_size", positions, config.d_model])
     return graph.model()
@@ -198,7 +203,7 @@ def _causal_mask(graph: _Graph, past: str, total: str) -> str:
 
 
 def _logits(graph: _Graph, model: WhisperForConditionalGeneration, value: str, embeddings: str) -> str:
-    """Return the logits; with a product that takes the embeddings as they are, where they are given and are the head."""
+    """Return the logits, from the embeddings as they are where these are given and equal to the head."""
     config, head = model.config, model.proj_out.weight
     if not (embeddings and bool((head == model.model.decoder.embed_tokens.weight).all())):
         columns = graph.constant("proj_out.weight", head.detach().float().cpu().numpy().T)

@@ -32,14 +32,14 @@ _INSTALL = "pip install 'distilwhisper[onnx]'"
 def write(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, output_dir: Path, *, dtype: str = "float32"
 ) -> None:
-    """Write ``onnx/encoder_model*.onnx``, ``onnx/decoder_model_merged*.onnx``, and configs and processor beside ``onnx``.
+    """Write ``onnx/encoder_model*.onnx`` and ``onnx/decoder_model_merged*.onnx``, and configs and processor beside.
 
     Args:
         model: The model.
         processor: Its processor.
         output_dir: Where to.
-        dtype: ``float32``, or ``q8``: matrices and embeddings in 8 bits, activations quantised as they come, convolutions
-            in float32.
+        dtype: ``float32``, or ``q8``: matrices and embeddings in 8 bits, activations quantised as they come,
+            convolutions in float32.
 
     Raises:
         ExportError: If the model's activation or embedding is not Whisper's.
@@ -93,9 +93,7 @@ def _quantize(graph: onnx.ModelProto, path: Path) -> None:
         _save(graph, exact)
         # Unsigned: products of unsigned and signed bytes overflow on processors without VNNI. Convolutions stay exact:
         # their integer form is missing from the browser's runtime.
-        quantize_dynamic(
-            exact, path, op_types_to_quantize=["MatMul", "Gather"], weight_type=QuantType.QUInt8, per_channel=True
-        )
+        quantize_dynamic(exact, path, op_types_to_quantize=["MatMul", "Gather"], weight_type=QuantType.QUInt8)
 
 
 def run(export_dir: Path, features: Array, prompt: list[int], max_new_tokens: int) -> list[list[int]]:
@@ -147,5 +145,5 @@ class _Runtime:
         """Return the logits ``[vocabulary]`` behind tokens that follow those of the calls before."""
         inputs = {"input_ids": np.array([tokens], np.int64), "encoder_hidden_states": self.states, **self.past}
         self.past = dict(zip(self.names, self.decoder.run(None, inputs), strict=True))
-        scores: Array = self.past.pop("logits")
-        return scores[0, -1].copy()
+        last: Array = self.past.pop("logits")[0, -1].copy()
+        return last
