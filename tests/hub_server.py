@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             repo = "/".join(filter(None, [body.get("organization"), body["name"]]))
             hub.repos.setdefault(repo, {})
-            hub.private[repo] = body.get("private")
+            hub.private[repo] = body.get("visibility") == "private"
             self.reply({"url": f"{hub.endpoint}/{repo}"})
         elif path == "/api/validate-yaml":
             self.reply({"errors": [], "warnings": []})

@@ -15,7 +15,7 @@ from transformers import WhisperProcessor
 from distilwhisper.audio import load_audio
 from distilwhisper.evaluation import EvaluationResult, SetResult
 from distilwhisper.filtering import Decision, WERFilter
-from distilwhisper.metrics import count_normalized_errors
+from distilwhisper.metrics import count_word_errors
 from distilwhisper.model_card import SNIPPETS, Recipe, model_card
 from distilwhisper.reports import DistillationReport, ModelResult
 from distilwhisper.student import create_student, save_processor
@@ -38,7 +38,7 @@ def metadata(card):
 
 def test_card_has_metadata_that_the_hub_reads(student_dir):
     scores = {
-        "clean": SetResult(normalized=count_normalized_errors("a b c d", "a b c x")),
+        "clean": SetResult(normalized=count_word_errors("a b c d", "a b c x")),
         "empty": SetResult(),  # has no error rate, and so no entry
     }
     recipe = Recipe(datasets=["me/speech", "my own recordings"])

@@ -19,10 +19,11 @@ from datasets.utils import tqdm
 
 from distilwhisper.export.formats import ExportError
 from distilwhisper.export.greedy import GreedyRules, greedy
-from distilwhisper.tokens import WhisperTokens
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+    from distilwhisper.tokens import WhisperTokens
 
 Array = npt.NDArray[Any]
 
@@ -52,6 +53,8 @@ def write(
         ImportError: If the package ``gguf`` is missing, which quantises.
         ValueError: For another number type.
     """
+    from distilwhisper.tokens import WhisperTokens
+
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     tokens = WhisperTokens.from_tokenizer(processor.tokenizer)
@@ -83,15 +86,20 @@ def _refuse(model: WhisperForConditionalGeneration, tokens: WhisperTokens, dtype
         )
     if config.activation_function != "gelu" or config.scale_embedding:
         raise ExportError("whisper.cpp computes gelu and does not scale embeddings; this model was trained otherwise")
+    widths = {config.encoder_ffn_dim, config.decoder_ffn_dim}
+    if widths != {4 * config.d_model}:
+        raise ExportError(
+            f"whisper.cpp has feed-forward layers of 4 times d_model, {4 * config.d_model}, but this model's are of "
+            f"{config.encoder_ffn_dim} and {config.decoder_ffn_dim}"
+        )
     embedding = model.model.decoder.embed_tokens.weight
     if not bool((model.proj_out.weight == embedding).all()):
         raise ExportError("whisper.cpp has one matrix for token embeddings and output, but this model has two")
     if dtype != "float16":
         _gguf()
-        if config.d_model % 32 or config.encoder_ffn_dim % 32 or config.decoder_ffn_dim % 32:
+        if config.d_model % 32:
             raise ExportError(
-                f"{dtype} quantises rows in blocks of 32, but the rows of this model are {config.d_model}, "
-                f"{config.encoder_ffn_dim} and {config.decoder_ffn_dim} long; export it as float16"
+                f"{dtype} quantises rows in blocks of 32, but d_model is {config.d_model}; export the model as float16"
             )
 
 
