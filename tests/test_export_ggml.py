@@ -165,6 +165,13 @@ def test_model_that_whisper_cpp_would_read_wrongly_is_refused(tmp_path, processo
         ggml.write(model, processor, tmp_path)
 
 
+def test_window_other_than_30_s_is_warned_of(tmp_path, processor, caplog):
+    ggml.write(tiny_whisper(1, 1, max_source_positions=1500), processor, tmp_path)
+    assert not caplog.records
+    ggml.write(tiny_whisper(1, 1), processor, tmp_path)
+    assert "this model's window is 5 s: give it no longer recordings" in caplog.text
+
+
 def test_half_precision_that_overflows_is_refused(tmp_path, processor):
     model = tiny_whisper(1, 1)
     with torch.no_grad():

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from distilwhisper.collator import DataCollatorForDistillation
     from distilwhisper.evaluation import EvaluationResult, evaluate
     from distilwhisper.filtering import FilterReport, WERFilter
+    from distilwhisper.hub import push_to_hub
     from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
+    from distilwhisper.model_card import Recipe, render_model_card
     from distilwhisper.normalizers import get_normalizer
     from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
     from distilwhisper.student import create_student, save_processor
@@ -42,6 +44,7 @@ _MODULES = {
     "LatencyComparison": "benchmarks",
     "LatencyResult": "benchmarks",
     "PseudoLabeler": "pseudo_labels",
+    "Recipe": "model_card",
     "StateCache": "cache",
     "StateCacheError": "cache",
     "Transcriber": "transcription",
@@ -57,6 +60,8 @@ _MODULES = {
     "load_audio": "audio",
     "load_speech": "loading",
     "measure_latency": "benchmarks",
+    "push_to_hub": "hub",
+    "render_model_card": "model_card",
     "save_processor": "student",
 }
 
@@ -76,6 +81,7 @@ __all__ = [
     "LatencyComparison",
     "LatencyResult",
     "PseudoLabeler",
+    "Recipe",
     "StateCache",
     "StateCacheError",
     "Transcriber",
@@ -91,6 +97,8 @@ __all__ = [
     "load_audio",
     "load_speech",
     "measure_latency",
+    "push_to_hub",
+    "render_model_card",
     "save_processor",
 ]
 

@@ -91,7 +91,7 @@ _SETTINGS = (
 )
 
 
-def model_card(
+def render_model_card(
     model_dir: str | Path,
     repo_id: str,
     *,

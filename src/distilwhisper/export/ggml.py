@@ -7,6 +7,7 @@ whisper.cpp reads them: sizes, mel filters, byte-level tokens, tensors.
 from __future__ import annotations
 
 import ctypes
+import logging
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from distilwhisper.tokens import WhisperTokens
 
 Array = npt.NDArray[Any]
+
+_LOGGER = logging.getLogger(__name__)
 
 DTYPES = {"float16": 1, "q8_0": 7, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2}
 """Number types to ``ggml_ftype``. There is no float32: whisper.cpp aborts on convolutions of it."""
@@ -59,6 +62,10 @@ def write(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     tokens = WhisperTokens.from_tokenizer(processor.tokenizer)
     _refuse(model, tokens, dtype)
+    if (window_s := model.config.max_source_positions / 50) != 30:
+        _LOGGER.warning(
+            "whisper.cpp moves on by 30 s, but this model's window is %g s: give it no longer recordings", window_s
+        )
     with (output_dir / file_name(dtype)).open("wb") as file:
         _write_sizes(file, model.config, dtype)
         filters = np.ascontiguousarray(processor.feature_extractor.mel_filters.T, np.float32)  # [mels, frequencies]
