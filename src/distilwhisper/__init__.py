@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from distilwhisper.filtering import LabelFilter, WERFilter
     from distilwhisper.label_rules import RECOMMENDED_RULES, LabelRules
     from distilwhisper.export import export_model
+    from distilwhisper.hub import push_to_hub
     from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
+    from distilwhisper.model_card import Recipe, render_model_card
     from distilwhisper.normalizers import get_normalizer
     from distilwhisper.packing import Packer, PackReport
     from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
@@ -58,6 +60,7 @@ _MODULES = {
     "RECOMMENDED_RULES": "label_rules",
     "SegmentReport": "segmentation",
     "Segmenter": "segmentation",
+    "Recipe": "model_card",
     "StateCache": "cache",
     "StateCacheError": "cache",
     "StepCost": "costs",
@@ -79,6 +82,8 @@ _MODULES = {
     "load_audio": "audio",
     "load_speech": "loading",
     "measure_latency": "benchmarks",
+    "push_to_hub": "hub",
+    "render_model_card": "model_card",
     "save_processor": "student",
     "threshold_sweep": "filter_reports",
     "write_filter_report": "filter_reports",
@@ -108,6 +113,7 @@ __all__ = [
     "PseudoLabeler",
     "SegmentReport",
     "Segmenter",
+    "Recipe",
     "StateCache",
     "StateCacheError",
     "StepCost",
@@ -129,6 +135,8 @@ __all__ = [
     "load_audio",
     "load_speech",
     "measure_latency",
+    "push_to_hub",
+    "render_model_card",
     "save_processor",
     "threshold_sweep",
     "write_filter_report",
