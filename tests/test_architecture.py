@@ -15,9 +15,14 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 MODULES = [name for name in FILES if name != "__init__"]
 
 FLOORS = [
-    "audio checkpoints divergences grammar normalizers pages plots shards student tables tokens arguments".split(),
-    "cache collator generation loading losses metrics reports synthesis".split(),
-    "cached_inputs filtering modeling samples scoring transcription".split(),
+    "audio checkpoints divergences grammar normalizers pages plots shards stepping student".split()
+    + "tables token_rules tokens arguments".split(),
+    "beam_search cache collator loading losses metrics pieces reports segments spectrograms synthesis".split(),
+    "filtering generation modeling samples scoring".split(),
+    "cached_inputs speculative word_timing".split(),
+    ["decoding"],
+    "chunking longform transcripts".split(),
+    ["transcription"],
     ["caching"],
     "benchmarks evaluation preparation pseudo_labels".split(),
     ["trainer"],
@@ -26,7 +31,7 @@ FLOORS = [
 
 WITHOUT_TORCH = [
     *"audio checkpoints grammar normalizers pages plots shards tables".split(),
-    *"filtering loading metrics reports scoring synthesis".split(),
+    *"filtering loading metrics pieces reports scoring synthesis".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
 

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from distilwhisper.metrics import ErrorCounts
     from distilwhisper.normalizers import get_normalizer
     from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
+    from distilwhisper.segments import Segment, Word
+    from distilwhisper.speculative import SpeculationReport
     from distilwhisper.student import create_student, save_processor
     from distilwhisper.trainer import DistillationTrainer
-    from distilwhisper.transcription import Transcriber, Transcript
+    from distilwhisper.transcription import Transcriber
+    from distilwhisper.transcripts import Transcript
 
 _MODULES = {
     "PRESETS": "arguments",
@@ -42,11 +45,14 @@ _MODULES = {
     "LatencyComparison": "benchmarks",
     "LatencyResult": "benchmarks",
     "PseudoLabeler": "pseudo_labels",
+    "Segment": "segments",
+    "SpeculationReport": "speculative",
     "StateCache": "cache",
     "StateCacheError": "cache",
     "Transcriber": "transcription",
-    "Transcript": "transcription",
+    "Transcript": "transcripts",
     "WERFilter": "filtering",
+    "Word": "segments",
     "cache_states": "caching",
     "compare_latency": "benchmarks",
     "create_student": "student",
@@ -76,11 +82,14 @@ __all__ = [
     "LatencyComparison",
     "LatencyResult",
     "PseudoLabeler",
+    "Segment",
+    "SpeculationReport",
     "StateCache",
     "StateCacheError",
     "Transcriber",
     "Transcript",
     "WERFilter",
+    "Word",
     "cache_states",
     "compare_latency",
     "create_student",
