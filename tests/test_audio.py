@@ -1,14 +1,17 @@
+import io
 import pickle
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import SHARED_DATA, audio_dataset, encoded, tone
 from datasets import Audio, Dataset, DatasetDict
 
-from distilwhisper.audio import AudioError, audio_duration, load_audio, undecoded
+from distilwhisper.audio import AudioError, audio_blocks, audio_duration, load_audio, undecoded
 
 needs_shared_data = pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs ../shared/data")
 
@@ -173,3 +176,53 @@ def test_real_recordings_are_read_in_every_format():
     assert np.corrcoef(audio["mp3"], audio["wav"])[0, 1] > 0.99
     assert len(load_audio(speech / "jfk.flac")) == 176_000
     assert audio_duration(speech / "jfk.flac") == 11.0
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
+def test_blocks_are_the_recording_as_it_is_read_at_once(monkeypatch, format):
+    monkeypatch.setattr("distilwhisper.audio.BLOCK_S", 0.3)
+    stereo = np.stack([tone(2.03, rate=22_050), tone(2.03, 330, rate=22_050)], axis=1)
+    file = encoded(stereo, 22_050, format)
+    blocks = list(audio_blocks(file))
+    assert len(blocks) > 5
+    whole = load_audio(file)
+    joined = np.concatenate(blocks)
+    assert abs(len(joined) - len(whole)) <= 2
+    np.testing.assert_allclose(joined[: len(whole) - 2], whole[: len(joined)][: len(whole) - 2], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
+)
+def test_samples_of_every_width_are_read(subtype):
+    file = io.BytesIO()
+    soundfile.write(file, tone(0.5), 16_000, format="WAV", subtype=subtype)
+    np.testing.assert_allclose(load_audio(file.getvalue()), tone(0.5), atol=0.02)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("m4a", "aac"), ("webm", "libopus")])
+def test_m4a_and_webm_are_read_with_pyav(tmp_path, suffix, codec):
+    av = pytest.importorskip("av")
+    file = tmp_path / f"clip.{suffix}"
+    with av.open(str(file), "w", format="mp4" if suffix == "m4a" else suffix) as container:
+        stream = container.add_stream(codec, rate=48_000, layout="stereo")
+        samples = np.stack([tone(1.0, rate=48_000)] * 2)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+        frame.sample_rate = 48_000
+        fifo = av.AudioFifo()
+        fifo.write(frame)
+        for part in [*fifo.read_many(stream.codec_context.frame_size or 960), fifo.read(), None]:
+            for packet in stream.encode(part):
+                container.mux(packet)
+    samples = load_audio(file)
+    assert len(samples) == pytest.approx(16_000, abs=1_500)
+    assert np.sqrt(np.mean(samples[4_000:12_000] ** 2)) == pytest.approx(0.3 / 2**0.5, rel=0.1)
+    assert load_audio(file.read_bytes()).shape == samples.shape
+    with pytest.raises(AudioError, match="cannot be read"):
+        load_audio(file.read_bytes()[:200])
+
+
+def test_what_soundfile_lacks_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(AudioError, match=r"pip install 'distilwhisper\[av\]'"):
+        load_audio(b"\0\0\0\x20ftypM4A ")

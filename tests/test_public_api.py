@@ -185,7 +185,7 @@ def test_import_loads_nothing_heavy_and_reaches_for_no_network():
 
 def test_using_everything_prints_nothing_reaches_for_no_network_and_needs_no_extra():
     """Trackers, plots, voices and kernels are imported only where they are used."""
-    extras = ["wandb", "tensorboard", "matplotlib", "espeakng_loader", "torchcodec", "flash_attn"]
+    extras = ["wandb", "tensorboard", "matplotlib", "espeakng_loader", "av", "torchcodec", "flash_attn"]
     modules = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
     program = "".join(f"import distilwhisper.{module}\n" for module in modules)
     program += "for name in distilwhisper.__all__:\n    getattr(distilwhisper, name)\n"

@@ -153,7 +153,7 @@ def _draft(drafter: _Model, rows: Sequence[_Row], rules: TokenRules, draft_token
         hidden, read = drafter.read(rows, drafts)
         last = hidden[going, [read[place] - 1 for place in going]]
         scores = rules(drafter.head(last).float(), [rows[place].ids + drafts[place] for place in going])
-        for place, token in zip(going, best_tokens(scores, going)[0], strict=True):
+        for place, token in zip(going, scores.argmax(-1).tolist(), strict=True):
             drafts[place].append(token)
         going = [place for place in going if len(drafts[place]) < rooms[place] and drafts[place][-1] != rules.end]
     return drafts
