@@ -209,16 +209,14 @@ def test_m4a_and_webm_are_read_with_pyav(tmp_path, suffix, codec):
         samples = np.stack([tone(1.0, rate=48_000)] * 2)
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
         frame.sample_rate = 48_000
-        fifo = av.AudioFifo()
-        fifo.write(frame)
-        for part in [*fifo.read_many(stream.codec_context.frame_size or 960), fifo.read(), None]:
+        for part in (frame, None):
             for packet in stream.encode(part):
                 container.mux(packet)
     samples = load_audio(file)
     assert len(samples) == pytest.approx(16_000, abs=1_500)
     assert np.sqrt(np.mean(samples[4_000:12_000] ** 2)) == pytest.approx(0.3 / 2**0.5, rel=0.1)
     assert load_audio(file.read_bytes()).shape == samples.shape
-    with pytest.raises(AudioError, match="cannot be read"):
+    with pytest.raises(AudioError):
         load_audio(file.read_bytes()[:200])
 
 

@@ -22,7 +22,7 @@ def test_windows_are_the_features_of_the_whole(processor, lengths, step):
     for start in range(0, spectrogram.frames, step):
         window = spectrogram.window(start, 400)
         part = whole[:, start : start + 400]
-        torch.testing.assert_close(window[:, : part.shape[1]], part, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(window[:, : part.shape[1]], part, atol=1e-3, rtol=0)
         assert not window[:, part.shape[1] :].any()
 
 

@@ -39,7 +39,7 @@ def test_words_of_speech_are_in_order_and_within_it(teacher, processor):
         times = [time for word in transcript.words for time in (word.start_s, word.end_s)]
         assert times == sorted(times)
         assert 0 <= times[0] < times[-1] <= transcript.duration_s + 0.02
-        assert len(set(times)) > len(transcript.words) / 2
+        assert len(set(times)) > 3
 
 
 @pytest.mark.parametrize("long_form", ["chunked", "sequential"])

@@ -93,8 +93,8 @@ def audio_blocks(value: Any, sampling_rate: int = 16_000) -> Iterator[Samples]:
         return
     stream, samples = None, 0
     for block, rate in _file_blocks(source):
-        mono = _finite(_mono(block))
-        if rate != sampling_rate:
+        mono = _finite(block.mean(axis=1, dtype=np.float32))
+        if rate != sampling_rate and len(mono):
             stream = stream or soxr.ResampleStream(rate, sampling_rate, 1)
             mono = stream.resample_chunk(mono)
         samples += len(mono)

@@ -11,7 +11,7 @@ from distilwhisper.audio import AudioError, audio_blocks
 from distilwhisper.decoding import Window, WindowDecoder
 from distilwhisper.segments import Span, completed, split_at_timestamps
 from distilwhisper.spectrograms import Spectrogram
-from distilwhisper.tokens import WhisperTokens
+from distilwhisper.tokens import TIMESTAMP_STEP_S, WhisperTokens
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -77,8 +77,9 @@ class LongRecording:
         self.ids += ids
         self.runs += split_at_timestamps(ids, tokens, offset_s=offset_s, end_s=offset_s + left * FRAME_S)
         if window.times is not None:
+            end_s = left * FRAME_S if step is None else step * TIMESTAMP_STEP_S  # where the next window begins
             spans = window.times[: len(tokens.without_timestamps(ids))]
-            self.times += [(offset_s + start_s, offset_s + end_s) for start_s, end_s in spans]
+            self.times += [(offset_s + min(first, end_s), offset_s + min(last, end_s)) for first, last in spans]
         # A pair of timestamps closes a segment and opens the next, which is heard again.
         self._history += ids if step is None else ids[:-1]
         if window.temperature >= HOT:

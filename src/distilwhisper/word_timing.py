@@ -14,6 +14,7 @@ from transformers import WhisperForConditionalGeneration
 
 from distilwhisper.generation import evaluating
 from distilwhisper.segments import Span
+from distilwhisper.token_rules import end_of_text
 from distilwhisper.tokens import TIMESTAMP_STEP_S
 
 MEDIAN_WIDTH = 7
@@ -64,8 +65,7 @@ def time_tokens(
     Raises:
         ValueError: If there are no alignment heads.
     """
-    end = model.generation_config.pad_token_id
-    sequences = [[*prefix, *text, end] for prefix, text in zip(prefixes, texts, strict=True)]
+    sequences = [[*prefix, *text, end_of_text(model)] for prefix, text in zip(prefixes, texts, strict=True)]
     attention = cross_attention(model, sequences, encoder_hidden_states, alignment_heads(model))
     times = []
     for weights, prefix, text, duration_s in zip(attention, prefixes, texts, durations_s, strict=True):
