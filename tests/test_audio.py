@@ -191,9 +191,7 @@ def test_blocks_are_the_recording_as_it_is_read_at_once(monkeypatch, format):
     np.testing.assert_allclose(joined[: len(whole) - 2], whole[: len(joined)][: len(whole) - 2], atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"]
-)
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"])
 def test_samples_of_every_width_are_read(subtype):
     file = io.BytesIO()
     soundfile.write(file, tone(0.5), 16_000, format="WAV", subtype=subtype)

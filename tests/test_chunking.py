@@ -72,7 +72,9 @@ def test_chunked_text_is_that_of_the_published_pipeline(teacher, processor, reco
     )
     transcript = transcriber(recording)
     assert transcript.text == published.strip()
-    assert transcriber([recording, recording[:30_000]])[0].tokens == transcript.tokens  # chunks of several files in one batch
+    assert (
+        transcriber([recording, recording[:30_000]])[0].tokens == transcript.tokens
+    )  # chunks of several files in one batch
 
 
 def test_segments_of_chunks_hold_the_joined_text_in_order(teacher, processor, recording):

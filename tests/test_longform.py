@@ -71,7 +71,9 @@ def test_every_recording_is_handled_by_its_own_length(processor):
         alone = [transcriber(one) for one in audio]
         assert [(one.tokens, one.segments) for one in together] == [(one.tokens, one.segments) for one in alone]
         assert [transcript.duration_s for transcript in together] == [2.0, 7.0, 1.0, 11.0]
-        assert together[0].tokens == Transcriber(talkative(), processor, language="en", max_new_tokens=20)(audio[0]).tokens
+        assert (
+            together[0].tokens == Transcriber(talkative(), processor, language="en", max_new_tokens=20)(audio[0]).tokens
+        )
 
 
 def test_draws_are_reproducible_and_independent_of_the_batch(processor):
@@ -90,9 +92,12 @@ def test_a_window_that_passes_is_not_decoded_again(processor):
     settings = {"temperature": (0.0, 1.0), "logprob_threshold": -100.0, "compression_ratio_threshold": 100.0}
     assert sequential(talkative(), processor, **settings)(tone(7.0)) == greedy
     # The ratio alone may fail a window, too.
-    assert sequential(talkative(), processor, temperature=(0.0, 1.0), compression_ratio_threshold=0.0)(
-        tone(7.0)
-    ).temperature == 1.0
+    assert (
+        sequential(talkative(), processor, temperature=(0.0, 1.0), compression_ratio_threshold=0.0)(
+            tone(7.0)
+        ).temperature
+        == 1.0
+    )
 
 
 def test_silence_has_no_text_and_is_passed_over(processor):
@@ -106,7 +111,9 @@ def test_silence_has_no_text_and_is_passed_over(processor):
 
 def test_a_prompt_is_never_longer_than_half_of_the_decoder(processor):
     model = talkative(ending=0.0)
-    transcript = Transcriber(model, processor, language="en", long_form="sequential", condition_on_prev=True)(tone(12.0))
+    transcript = Transcriber(model, processor, language="en", long_form="sequential", condition_on_prev=True)(
+        tone(12.0)
+    )
     assert transcript.capped
     assert len(transcript.tokens) > model.config.max_target_positions
 

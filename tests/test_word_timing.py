@@ -74,6 +74,8 @@ def test_words_keep_their_punctuation_and_their_characters(tokenizer):
     ids, english = words(' "Well," she said, it\'s 3.5%!', "en")
     assert [word.text for word in english] == ['"Well,"', "she", "said,", "it's", "3.5%!"]
     assert (english[0].start_s, english[-1].end_s) == (0.0, len(ids) / 10)
-    assert "".join(word.text for word in words("你好，世界。", "zh")[1]) == "你好，世界。"
-    assert "，" not in [word.text for word in words("你好，世界。", "zh")[1]]
+    chinese = [word.text for word in words("你好世界。", "zh")[1]]
+    assert "".join(chinese) == "你好世界。"
+    assert len(chinese) > 1
+    assert "。" not in chinese
     assert [word.text for word in words(" ça 🙂 là", "fr")[1]] == ["ça", "🙂", "là"]
