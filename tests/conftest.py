@@ -129,3 +129,18 @@ def labelled_dataset(tokenizer) -> Dataset:
         whisper_task=["transcribe"] * 4,
         whisper_capped=[False] * 4,
     )
+
+
+@pytest.fixture(scope="session")
+def teacher() -> WhisperForConditionalGeneration:
+    """The trained teacher of the examples; tests leave it as it is."""
+    return WhisperForConditionalGeneration.from_pretrained(TEACHER, dtype="float32").eval()
+
+
+def spoken(count: int, seed: int = 1) -> list[np.ndarray]:
+    """Utterances that the teacher understands."""
+    from distilwhisper.audio import load_audio
+    from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
+
+    sizes = {"train": 0, "validation": 0, "test": count, "ood_accents": 0, "ood_noise": 0}
+    return [load_audio(row["audio"]) for row in synthesize_corpus(CorpusConfig(**sizes, seed=seed))["test"]]

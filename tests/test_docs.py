@@ -37,7 +37,9 @@ def test_python_of_a_page_runs(page, tmp_path):
 
 def test_reference_holds_every_public_name():
     text = (REPOSITORY / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
-    missing = [name for name in distilwhisper.__all__ if not re.search(rf"^::: distilwhisper\.\w+.*\.{name}$", text, re.M)]
+    missing = [
+        name for name in distilwhisper.__all__ if not re.search(rf"^::: distilwhisper\.\w+.*\.{name}$", text, re.M)
+    ]
     assert missing == []
 
 

@@ -44,19 +44,24 @@ def test_several_sets_are_averaged_set_by_set(transcriber, heard):
     assert result.wer == result.wer_orthographic == error_rate / 2
 
 
-def test_every_sample_is_scored_or_accounted_for(transcriber, heard):
+@pytest.mark.parametrize("long_form", [None, "chunked", "sequential"])
+def test_every_sample_is_scored_or_accounted_for(processor, transcriber, heard, long_form):
     """Guards P4, P11, T15, E1 and E2: nothing is left out unseen; no length filter, no tracker."""
     window = encoded(tone(transcriber.window_s))
-    too_long = encoded(tone(transcriber.window_s + 0.1))
+    window_and_a_bit = transcriber.window_s + 0.1
+    too_long = encoded(tone(window_and_a_bit))
     audio = [RECORDINGS[0], b"no audio", RECORDINGS[1], None, too_long, RECORDINGS[2], window]
     dataset = audio_dataset(audio, text=[heard[0], "a", "...", "b", "c", None, "a long one"])
-    result = evaluate(transcriber, dataset).sets["test"]
-    assert (result.samples, result.normalized.samples, result.empty_references.samples) == (7, 2, 1)
+    options = {"language": "en", "max_new_tokens": 6, "long_form": long_form}
+    result = evaluate(Transcriber(transcriber.model, processor, **options), dataset).sets["test"]
+    scored = 2 if long_form is None else 3
+    assert (result.samples, result.normalized.samples, result.empty_references.samples) == (7, scored, 1)
     assert result.empty_references.insertions == len(heard[1].split())
     reasons = {failure.index: failure.reason for failure in result.failures}
-    assert reasons == {1: "unreadable", 3: "missing", 4: "too_long", 5: "missing_reference"}
-    assert result.orthographic.samples == 2
-    assert math.isclose(result.audio_s, 0.5 + 0.75 + transcriber.window_s)
+    refused = {4: "too_long"} if long_form is None else {}
+    assert reasons == {1: "unreadable", 3: "missing", 5: "missing_reference"} | refused
+    assert result.orthographic.samples == scored
+    assert math.isclose(result.audio_s, 0.5 + 0.75 + transcriber.window_s + (0 if refused else window_and_a_bit))
 
 
 def test_texts_are_normalised_once(transcriber, heard):

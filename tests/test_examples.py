@@ -266,3 +266,17 @@ def test_accelerate_reads_its_configuration(path):
         layers = config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(",")
         names = {type(module).__name__ for module in tiny_whisper().modules()}
         assert set(layers) <= names
+
+
+def test_recordings_of_all_kinds_are_transcribed_one_line_each(workshop, tmp_path):
+    (tmp_path / "long.wav").write_bytes(encoded(tone(7.0)))
+    (tmp_path / "broken.wav").write_bytes(b"noise")
+    sources = [tmp_path / "long.wav", tmp_path / "broken.wav", "my recordings"]
+    options = "--model teacher --assistant teacher --language en --batch_size 2 --output heard.jsonl".split()
+    run_script("transcribe.py", *sources, *options, directory=workshop)
+    lines = [json.loads(line) for line in (workshop / "heard.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {Path(line["recording"]).name: line for line in lines}
+    assert len(found) == 8
+    assert found["broken.wav"]["error"] == "unreadable"
+    assert found["long.wav"]["duration_s"] == 7.0
+    assert found["long.wav"]["segments"][0]["start_s"] >= 0

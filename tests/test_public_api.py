@@ -190,7 +190,7 @@ def test_import_loads_nothing_heavy_and_reaches_for_no_network():
 
 def test_using_everything_prints_nothing_reaches_for_no_network_and_needs_no_extra():
     """Trackers, plots, voices and kernels are imported only where they are used."""
-    extras = ["wandb", "tensorboard", "matplotlib", "espeakng_loader", "torchcodec", "flash_attn"]
+    extras = ["wandb", "tensorboard", "matplotlib", "espeakng_loader", "av", "torchcodec", "flash_attn"]
     extras += ["whisper", "ctranslate2", "faster_whisper"]
     files = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
     modules = sorted(".".join(file.parts) for file in files)

@@ -4,15 +4,9 @@ import sys
 import jiwer
 import pytest
 from conftest import REPOSITORY, TEACHER
-from transformers import WhisperForConditionalGeneration
 
 from distilwhisper.audio import load_audio
 from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return WhisperForConditionalGeneration.from_pretrained(TEACHER, dtype="float32").eval()
 
 
 def test_the_special_tokens_have_the_ids_of_the_published_multilingual_checkpoints(tokenizer):

@@ -1,7 +1,9 @@
+import re
+
 import numpy as np
 import pytest
 import torch
-from conftest import audio_dataset, encoded, tiny_whisper, tone
+from conftest import REPOSITORY, audio_dataset, encoded, tiny_whisper, tone
 from datasets import Audio
 from test_generation import END, features, talkative
 
@@ -47,8 +49,9 @@ def test_samples_in_a_list_are_one_recording(transcriber):
     assert transcriber(tone(0.2).tolist()).tokens == transcriber(tone(0.2)).tokens
 
 
-def test_the_window_is_the_models(transcriber):
-    """Guards T15 and P10: exactly one window is taken, more is refused rather than cut."""
+def test_the_window_is_the_models(processor):
+    """Guards T15 and P10: exactly one window is taken, more is refused rather than cut, if there is no long form."""
+    transcriber = Transcriber(talkative(), processor, language="en", long_form=None)
     assert transcriber.window_s == 5.0
     assert transcriber(tone(5.0)).duration_s == 5.0
     with pytest.raises(AudioError, match=r"recording 1: .* longer than 5 s") as caught:
@@ -107,3 +110,24 @@ def test_transcripts_follow_weights_that_change(transcriber, processor, fused):
     after = transcriber(audio).tokens
     assert after != before
     assert after == Transcriber(transcriber.model, processor, language="en")(audio).tokens
+
+
+def test_directories_are_transcribed_file_by_file(transcriber, tmp_path):
+    for number, name in enumerate(["b.wav", "a.flac"]):
+        (tmp_path / name).write_bytes(encoded(tone(0.5 + number), format=name[2:].upper()))
+    assert [transcript.duration_s for transcript in transcriber(str(tmp_path))] == [1.5, 0.5]
+
+
+def test_segments_without_timestamps_are_the_recording(transcriber):
+    transcript = transcriber(tone(1.0))
+    assert [(one.start_s, one.end_s, one.text) for one in transcript.segments] == [(0.0, 1.0, transcript.text)]
+    assert transcript.segments[0].tokens == transcript.tokens
+
+
+def test_every_example_of_the_guide_runs(monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    page = (REPOSITORY / "docs" / "guides" / "transcription.md").read_text(encoding="utf-8")
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "guide", "exec"), names)
+    assert capsys.readouterr().out.count("\n") > 15

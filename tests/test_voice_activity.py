@@ -9,7 +9,7 @@ from conftest import tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilwhisper.audio import stream_audio
+from distilwhisper.audio import audio_blocks
 from distilwhisper.synthesis import synthesize
 from distilwhisper.voice_activity import DETECTORS, FRAME_SAMPLES, find_speech, runs
 
@@ -107,5 +107,5 @@ def test_the_detector_leaves_torch_and_its_threads_alone():
 
 
 def test_levels_of_a_tone_are_its_power():
-    _, levels = find_speech(stream_audio(tone(1.0)), "energy")
+    _, levels = find_speech(audio_blocks(tone(1.0)), "energy")
     assert levels[5] == pytest.approx(20 * np.log10(0.3 / np.sqrt(2)), abs=0.1)

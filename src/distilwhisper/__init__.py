@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from distilwhisper.costs import StepCost, WhisperShape, step_cost
     from distilwhisper.divergences import TopKTeacher
     from distilwhisper.evaluation import EvaluationResult, evaluate
+    from distilwhisper.export import export_model
     from distilwhisper.filter_reports import FilterReport, threshold_sweep, write_filter_report
     from distilwhisper.filtering import LabelFilter, WERFilter
-    from distilwhisper.label_rules import RECOMMENDED_RULES, LabelRules
-    from distilwhisper.export import export_model
     from distilwhisper.hub import push_to_hub
+    from distilwhisper.label_rules import RECOMMENDED_RULES, LabelRules
     from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
@@ -34,9 +34,12 @@ if TYPE_CHECKING:
     from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
     from distilwhisper.references import assign_references
     from distilwhisper.segmentation import Segmenter, SegmentReport
+    from distilwhisper.segments import Segment, Word
+    from distilwhisper.speculative import SpeculationReport
     from distilwhisper.student import create_student, save_processor
     from distilwhisper.trainer import DistillationTrainer
-    from distilwhisper.transcription import Transcriber, Transcript
+    from distilwhisper.transcription import Transcriber
+    from distilwhisper.transcripts import Transcript
 
 _MODULES = {
     "PRESETS": "arguments",
@@ -61,15 +64,18 @@ _MODULES = {
     "SegmentReport": "segmentation",
     "Segmenter": "segmentation",
     "Recipe": "model_card",
+    "Segment": "segments",
+    "SpeculationReport": "speculative",
     "StateCache": "cache",
     "StateCacheError": "cache",
     "StepCost": "costs",
     "TopKTeacher": "divergences",
     "Transcriber": "transcription",
-    "Transcript": "transcription",
+    "Transcript": "transcripts",
     "WERFilter": "filtering",
     "assign_references": "references",
     "WhisperShape": "costs",
+    "Word": "segments",
     "cache_states": "caching",
     "compare_latency": "benchmarks",
     "create_student": "student",
@@ -111,9 +117,11 @@ __all__ = [
     "PackReport",
     "Packer",
     "PseudoLabeler",
+    "Recipe",
+    "Segment",
     "SegmentReport",
     "Segmenter",
-    "Recipe",
+    "SpeculationReport",
     "StateCache",
     "StateCacheError",
     "StepCost",
@@ -121,8 +129,9 @@ __all__ = [
     "Transcriber",
     "Transcript",
     "WERFilter",
-    "assign_references",
     "WhisperShape",
+    "Word",
+    "assign_references",
     "cache_states",
     "compare_latency",
     "create_student",
@@ -138,9 +147,9 @@ __all__ = [
     "push_to_hub",
     "render_model_card",
     "save_processor",
+    "step_cost",
     "threshold_sweep",
     "write_filter_report",
-    "step_cost",
 ]
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from datasets import Audio, Dataset, Features, IterableDataset, Value
 from datasets.utils import tqdm
 
-from distilwhisper.audio import AudioError, Samples, encode_audio, stream_audio, undecoded
+from distilwhisper.audio import AudioError, Samples, audio_blocks, encode_audio, undecoded
 from distilwhisper.row_files import Step, stream_rows, write_rows
 from distilwhisper.voice_activity import FRAME_SAMPLES, SAMPLING_RATE, SILENCE_DB, Flags, Levels, find_speech, runs
 
@@ -229,7 +229,7 @@ class Segmenter:
         def blocks() -> Iterator[Samples]:
             nonlocal read
             try:
-                for block in stream_audio(recording, SAMPLING_RATE):
+                for block in audio_blocks(recording, SAMPLING_RATE):
                     read += len(block)
                     yield block
             except AudioError as error:
@@ -240,7 +240,7 @@ class Segmenter:
             raise damage[0]
         spans = plan_windows(speech, levels, self.rule)
         samples = np.minimum(spans * FRAME_SAMPLES, read)
-        for (start, _), window in zip(samples, _slices(stream_audio(recording, SAMPLING_RATE), samples), strict=True):
+        for (start, _), window in zip(samples, _slices(audio_blocks(recording, SAMPLING_RATE), samples), strict=True):
             yield start / SAMPLING_RATE, window
         self._count(spans, speech, levels, read)
         for error in damage:

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distilwhisper.filter_reports import write_filter_report
+from distilwhisper.filter_reports import threshold_sweep, write_filter_report
 from distilwhisper.filtering import LabelFilter, WERFilter
 from distilwhisper.label_rules import RECOMMENDED_RULES
-from distilwhisper.filter_reports import threshold_sweep
 from distilwhisper.loading import load_speech
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperProcessor
 
 from distilwhisper.export.formats import FORMATS, ExportError
 from distilwhisper.export.parity import check_parity
+from distilwhisper.models import load_whisper
 from distilwhisper.student import mend_configs
 
 PARITY_FILE = "parity.json"
@@ -62,7 +63,7 @@ def export_model(
     chosen.require(check=check)
     options = chosen.options(options)
     _refuse_overwriting(output_dir, Path(model_dir), overwrite)
-    model = WhisperForConditionalGeneration.from_pretrained(model_dir, dtype="auto").eval()
+    model = load_whisper(model_dir).eval()
     processor = WhisperProcessor.from_pretrained(model_dir)
     mend_configs(model)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
