@@ -15,9 +15,9 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 MODULES = [name for name in FILES if name != "__init__"]
 
 FLOORS = [
-    "audio checkpoints divergences grammar normalizers pages plots shards student tables tokens arguments".split(),
-    "cache collator generation loading losses metrics reports synthesis".split(),
-    "cached_inputs filtering modeling samples scoring transcription".split(),
+    "audio checkpoints divergences grammar normalizers pages plots shards student tables tokens arguments worklist".split(),
+    "batches cache collator generation labels loading losses metrics reports row_sources synthesis".split(),
+    "cached_inputs filtering label_store modeling samples scoring transcription".split(),
     ["caching"],
     "benchmarks evaluation preparation pseudo_labels".split(),
     ["trainer"],
@@ -25,8 +25,8 @@ FLOORS = [
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
-    *"audio checkpoints grammar normalizers pages plots shards tables".split(),
-    *"filtering loading metrics reports scoring synthesis".split(),
+    *"audio checkpoints grammar normalizers pages plots shards tables worklist".split(),
+    *"filtering label_store labels loading metrics reports row_sources scoring synthesis".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
 

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from distilwhisper.collator import DataCollatorForDistillation
     from distilwhisper.evaluation import EvaluationResult, evaluate
     from distilwhisper.filtering import FilterReport, WERFilter
+    from distilwhisper.labels import LabelReport
     from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
     from distilwhisper.normalizers import get_normalizer
-    from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
+    from distilwhisper.pseudo_labels import PseudoLabeler
     from distilwhisper.student import create_student, save_processor
     from distilwhisper.trainer import DistillationTrainer
     from distilwhisper.transcription import Transcriber, Transcript
@@ -38,7 +39,7 @@ _MODULES = {
     "ErrorCounts": "metrics",
     "EvaluationResult": "evaluation",
     "FilterReport": "filtering",
-    "LabelReport": "pseudo_labels",
+    "LabelReport": "labels",
     "LatencyComparison": "benchmarks",
     "LatencyResult": "benchmarks",
     "PseudoLabeler": "pseudo_labels",

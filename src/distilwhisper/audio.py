@@ -86,7 +86,7 @@ def audio_duration(value: Any, sampling_rate: int = 16_000) -> float | None:
             info = soundfile.info(_openable(source))
             return info.frames / info.samplerate if 0 <= info.frames < UNKNOWN_FRAMES else None
         samples, rate = _read(source, sampling_rate, None)
-    except (AudioError, soundfile.SoundFileError):
+    except (AudioError, soundfile.SoundFileError, TypeError, ZeroDivisionError):  # odd headers, and ``.raw`` files
         return None
     return max(samples.shape, default=0) / rate if samples.size else 0.0
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +14,7 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.audio import AudioError, Samples, load_audio, undecoded
+from distilwhisper.batches import Batch, Halving, batches_of_stream, prefetched
 from distilwhisper.generation import (
     GeneratedTokens,
     Head,
@@ -28,8 +27,6 @@ from distilwhisper.tokens import WhisperTokens
 
 Key = TypeVar("Key", bound=Hashable)
 
-# Recordings read ahead to make batches of equal length: 256 of 30 s take 490 MB.
-READ_AHEAD = 256
 HUB_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"})
 
 
@@ -120,6 +117,7 @@ class Transcriber:
             self.language = "en"
         self.tokens.prefix(self.language or "en", task)  # refuses a wrong task now rather than after the encoder
         self.num_beams, self.batch_size, self.max_new_tokens = num_beams, batch_size, max_new_tokens
+        self._run_in_memory = Halving()
         self._head: tuple[tuple[int, int], Tensor, Head] | None = None
 
     @property
@@ -181,25 +179,49 @@ class Transcriber:
         Yields:
             Pairs of name and result, not in the order of the stream.
         """
+        batches = batches_of_stream(recordings, self.batch_size, self.sampling_rate)
+        for results in self.transcribe_batches(batches, num_workers=num_workers, on_batch=on_batch):
+            yield from results
+
+    def transcribe_batches(
+        self,
+        batches: Iterable[Sequence[tuple[Key, Any]]],
+        *,
+        num_workers: int = 0,
+        on_batch: OnBatch | None = None,
+    ) -> Iterator[list[tuple[Key, Transcript | AudioError]]]:
+        """Transcribe batches of recordings as they are given; one that does not fit into memory is halved.
+
+        Args:
+            batches: Pairs of a name and whatever :func:`~distilwhisper.audio.load_audio` reads, in batches.
+            num_workers: Threads that read, resample and make log-mel features while the model runs; 0 for none.
+            on_batch: Called with the names, transcripts and encoder outputs of each batch, or half of one.
+
+        Yields:
+            Pairs of name and result, a list for each batch.
+
+        Raises:
+            RuntimeError: If memory does not suffice for a single recording.
+        """
         head = self._output_head()
-        loaded = self._load_all(recordings, num_workers)
-        ahead = max(self.batch_size, READ_AHEAD // self.batch_size * self.batch_size)
-        while pool := list(islice(loaded, ahead)):
-            good = []
-            for key, audio in pool:
-                if isinstance(audio, AudioError):
-                    yield key, audio
-                else:
-                    good.append((key, audio))
-            good.sort(key=lambda pair: len(pair[1]))
-            for start in range(0, len(good), self.batch_size):
-                keys, batch = zip(*good[start : start + self.batch_size], strict=True)
-                durations = [len(samples) / self.sampling_rate for samples in batch]
-                states = encode(self.model, self.extract_features(batch))
-                transcripts = self._transcribe_states(states, durations, head)
-                if on_batch is not None:
-                    on_batch(keys, transcripts, states)
-                yield from zip(keys, transcripts, strict=True)
+
+        def run(batch: Batch[Key]) -> list[Transcript]:
+            states = encode(self.model, batch.features)
+            transcripts = self._transcribe_states(states, batch.durations_s, head)
+            if on_batch is not None:
+                on_batch(batch.keys, transcripts, states)
+            return transcripts
+
+        for bad, batch in prefetched(self._prepare, batches, num_workers):
+            yield [*bad, *zip(batch.keys, self._run_in_memory(run, batch), strict=True)]
+
+    def _prepare(self, recordings: Sequence[tuple[Key, Any]]) -> tuple[list[tuple[Key, AudioError]], Batch[Key]]:
+        loaded = [self._load(recording) for recording in recordings]
+        bad = [(key, audio) for key, audio in loaded if isinstance(audio, AudioError)]
+        good = [(key, audio) for key, audio in loaded if not isinstance(audio, AudioError)]
+        durations = [len(audio) / self.sampling_rate for _, audio in good]
+        features = self.extract_features([audio for _, audio in good]) if good else torch.empty(0)
+        return bad, Batch([key for key, _ in good], durations, features)
 
     def extract_features(self, audio: Sequence[Samples]) -> Tensor:
         """Return the log-mel features of recordings, padded to the window: ``[recordings, mels, frames]``.
@@ -278,21 +300,6 @@ class Transcriber:
             duration_s=duration_s,
         )
 
-    def _load_all(
-        self, recordings: Iterable[tuple[Key, Any]], num_workers: int
-    ) -> Iterator[tuple[Key, Samples | AudioError]]:
-        if num_workers == 0:
-            yield from map(self._load, recordings)
-            return
-        with ThreadPoolExecutor(num_workers) as pool:
-            waiting: deque[Future[tuple[Key, Samples | AudioError]]] = deque()
-            for recording in recordings:
-                waiting.append(pool.submit(self._load, recording))
-                if len(waiting) > self.batch_size:  # no more: memory is to stay constant
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
     def _load(self, recording: tuple[Key, Any]) -> tuple[Key, Samples | AudioError]:
         key, value = recording
         try:
@@ -305,12 +312,20 @@ def _load_model(model: Any, dtype: torch.dtype | None, device: Any, options: dic
     if isinstance(model, (str, Path)):
         model = WhisperForConditionalGeneration.from_pretrained(model, dtype=dtype or "auto", **options).eval()
         if device is None:
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+            device = _default_device()
         if dtype is None and model.dtype == torch.float16 and torch.device(device).type == "cpu":
             dtype = torch.float32
     elif options:
         raise TypeError(f"{sorted(options)} tell how to load a model, but the model is loaded already")
     return model.to(device=device, dtype=dtype)
+
+
+def _default_device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return torch.device("cpu")
+    # Processes that were started together on one machine take a device each.
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
 
 def _load_processor(model: WhisperForConditionalGeneration, options: dict[str, Any]) -> WhisperProcessor:
