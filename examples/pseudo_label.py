@@ -4,6 +4,11 @@ python examples/pseudo_label.py --model openai/whisper-large-v3 --dataset mozill
         --config de --split train --language de --text_column sentence --output_dir labels --batch_size 64 --dtype
         bfloat16
 python examples/pseudo_label.py --model examples/teacher --dataset recordings/ --language en --output_dir outputs/labels
+accelerate launch examples/pseudo_label.py ...             # a process for each GPU
+python examples/pseudo_label.py --streaming true ...       # Hub data sets and tar files, without a copy of them first
+
+Whatever stops it, the same command goes on. Run it as often as you like at the same time, on all machines that share
+the output directory: see examples/slurm/pseudo_label.sbatch.
 """
 
 from dataclasses import dataclass, field
@@ -32,6 +37,9 @@ class Arguments:
         default="text", metadata={"help": "Column of the reference transcripts, if there are any."}
     )
     id_column: str | None = field(default=None, metadata={"help": "Column that names the recordings in reports."})
+    streaming: bool = field(default=False, metadata={"help": "Read a Hub data set or tar files row by row."})
+    num_workers: int = field(default=2, metadata={"help": "Threads that read recordings while the model runs."})
+    shard_rows: int = field(default=512, metadata={"help": "Rows that a process takes at a time."})
     speaker_column: str | None = field(
         default=None,
         metadata={"help": "Column of speakers; with it, labels get the speaker's previous text as prompt."},
@@ -49,13 +57,16 @@ def main() -> None:
         batch_size=args.batch_size,
         dtype=getattr(torch, args.dtype),
     )
+    options = {"streaming": True} if args.streaming else {}
     labeler.label(
-        load_speech(args.dataset, args.split, config=args.config, audio_column=args.audio_column),
+        load_speech(args.dataset, args.split, config=args.config, audio_column=args.audio_column, **options),
         args.output_dir,
         audio_column=args.audio_column,
         text_column=args.text_column,
         id_column=args.id_column,
         speaker_column=args.speaker_column,
+        num_workers=args.num_workers,
+        shard_rows=args.shard_rows,
     )
     print(f"{labeler.report}\nsaved in {args.output_dir}")
 

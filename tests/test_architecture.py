@@ -15,7 +15,8 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 MODULES = [name for name in FILES if name != "__init__"]
 
 FLOORS = [
-    "audio checkpoints divergences grammar normalizers pages plots shards student tables tokens arguments worklist".split(),
+    "arguments audio checkpoints divergences grammar normalizers pages plots".split()
+    + "shards student tables tokens worklist".split(),
     "batches cache collator generation labels loading losses metrics reports row_sources synthesis".split(),
     "cached_inputs filtering label_store modeling samples scoring transcription".split(),
     ["caching"],

@@ -201,7 +201,8 @@ def _read_with_torchcodec(source: bytes | Path, error: Exception) -> tuple[npt.N
         from torchcodec.decoders import AudioDecoder  # type: ignore[import-not-found,unused-ignore]
     except (ImportError, OSError, RuntimeError) as missing:  # without its ffmpeg it fails in all three ways
         hint = "; formats such as m4a need torchcodec: pip install 'distilwhisper[torchcodec]'"
-        raise AudioError("unreadable", f"the recording cannot be read: {error}{hint}") from missing
+        why = getattr(error, "error_string", error)  # without the address of an object in memory
+        raise AudioError("unreadable", f"the recording cannot be read: {why}{hint}") from missing
     try:
         decoder = AudioDecoder(source if isinstance(source, bytes) else str(source))
     except (OSError, RuntimeError, ValueError) as failure:

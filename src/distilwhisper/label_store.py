@@ -134,12 +134,12 @@ class LabelStore:
                 for draft in self.directory.glob("data-*.draft-*"):  # what killed processes have left
                     draft.unlink(missing_ok=True)
 
-    def each_file(self) -> Iterator[tuple[int, Dataset]]:
-        """Yield the finished files that nobody has worked on yet, each with its number; ask for the next when done."""
+    def each_file(self) -> Iterator[Dataset]:
+        """Yield the finished files that nobody has worked on yet; who asks for the next is done with the last."""
         files = json.loads((self.directory / "state.json").read_text())["_data_files"]
         for claim in self._states.claims(len(files)):
             with claim:
-                yield claim.number, Dataset.from_file(str(self.directory / files[claim.number]["filename"]))
+                yield Dataset.from_file(str(self.directory / files[claim.number]["filename"]))
                 claim.finish()
 
     def _check(self, settings: dict[str, Any]) -> None:

@@ -10,13 +10,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset
+from datasets import Audio, Dataset, Features, IterableDataset, Value
 from datasets.arrow_writer import ArrowWriter
 
 from distilwhisper.shards import draft_of, write_atomically
 from distilwhisper.worklist import POLL_S, Claim, Worklist, starting_point
 
 SAMPLED_ROWS = 64
+FILE = {"bytes": Value("binary"), "path": Value("string")}
+"""A recording, where ``Audio`` would be encoded by torchcodec, as ``datasets`` does in streams made of rows."""
 
 
 class MapSource:
@@ -74,7 +76,10 @@ class StreamSource:
     def __init__(self, data: IterableDataset, shard_rows: int, directory: Path) -> None:
         self._data, self._shard_rows, self._directory = data, shard_rows, directory
         self._count = directory.with_suffix(".json")
-        self.features = data.features or _inferred_features(data)
+        features = data.features or _inferred_features(data)
+        self.features = Features(
+            {name: Audio(decode=False) if kind == FILE else kind for name, kind in features.items()}
+        )
 
     @property
     def num_rows(self) -> int | None:

@@ -2,9 +2,9 @@
 
 Every attempt at piece 7 is a file, ``000007.0.jsonl``, ``000007.1.jsonl`` and so on: to create it is to claim the
 piece, which exactly one process can (``O_EXCL``, which network file systems keep too), and what was done of it is
-appended to it. Who works touches the file now and then. An attempt that was not touched for a lease, or whose process is gone, is
-dead, and the next attempt may be created. Nothing is ever renamed or deleted, so that a process that was only asleep
-does no harm when it wakes: what it appends to its own file is read as well, and by its number counted once.
+appended to it. Who works touches the file now and then. An attempt that was not touched for a lease, or whose process
+is gone, is dead, and the next attempt may be created. Nothing is renamed or deleted, so that a process that only slept
+does no harm when it wakes: what it appends to its own file is read as well, and counted once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,16 +49,11 @@ class Claim:
         self.number = number
         self._path, self._identity = path, uuid.uuid4().hex
         self._next, self._done = _attempt(path.parent, number, generation + 1), _done(path.parent, number)
-        self._file = path.open("xb", buffering=0)
+        self._file = _create(path, {"claim": self._identity, **_this_process()})
         _held.add(self._identity)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep_alive, args=(lease_s / 6,), daemon=True)
         self._thread.start()
-        try:
-            self._write([{"claim": self._identity, **_this_process()}])
-        except OSError:
-            self.release()
-            raise
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """Write records; when this returns, they outlive a crash of the program and of the machine.
@@ -66,7 +63,7 @@ class Claim:
         """
         if self._next.exists():
             raise ClaimLostError(f"piece {self.number} was taken over: this process did not touch {self._path}")
-        self._write(records)
+        _write(self._file, records)
 
     def finish(self) -> None:
         """Mark the piece as done, by whomever."""
@@ -90,12 +87,6 @@ class Claim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-    def _write(self, records: Iterable[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(record, default=str) + "\n" for record in records).encode()
-        while lines:
-            lines = lines[self._file.write(lines) :]  # on a disk that is nearly full it writes a part
-        os.fsync(self._file.fileno())
 
     def _keep_alive(self, interval_s: float) -> None:
         while not self._stopped.wait(interval_s):
@@ -193,6 +184,31 @@ def starting_point(total: int) -> int:
     return total * (place % places) // places
 
 
+def _create(path: Path, header: dict[str, Any]) -> FileIO:
+    """Create a file with its first line in it, or raise FileExistsError."""
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    file = draft.open("xb", buffering=0)
+    try:
+        _write(file, [header])
+        with suppress(OSError):  # the answer of a network may be lost: what counts is the number of names
+            os.link(draft, path)
+        if os.fstat(file.fileno()).st_nlink == 2:
+            return file
+    finally:
+        draft.unlink()
+    file.close()
+    file = path.open("xb", buffering=0)  # a file system without links: a crash before the first line costs a lease
+    _write(file, [header])
+    return file
+
+
+def _write(file: FileIO, records: Iterable[dict[str, Any]]) -> None:
+    lines = "".join(json.dumps(record, default=str) + "\n" for record in records).encode()
+    while lines:
+        lines = lines[file.write(lines) :]  # on a disk that is nearly full it writes a part
+    os.fsync(file.fileno())
+
+
 def _attempt(directory: Path, number: int, generation: int) -> Path:
     return directory / f"{number:06d}.{generation}.jsonl"
 
@@ -212,8 +228,8 @@ def _this_process() -> dict[str, Any]:
 
 def _runs(pid: int, started: float) -> bool:
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        process: Any = psutil.Process(pid)
+        return bool(abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
