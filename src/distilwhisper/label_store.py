@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,23 +95,26 @@ class LabelStore:
             Worklist(self._work / name, lease_s) for name in ("labels", "files", "result", "states")
         )
 
-    def label(self, label_rows: LabelRows, progress: Any) -> None:
+    def label(self, label_rows: LabelRows, progress: Callable[[int, float], None]) -> None:
         """Label what nobody has labelled yet; return when all is labelled.
 
         Args:
             label_rows: Labels some rows.
-            progress: Called with the numbers of rows and seconds that are done, whenever there are more.
+            progress: Called with the number of rows that are done, by whomever, and the seconds of audio that were
+                just labelled here.
         """
         for claim, rows in self.source.claims(self._labels):
             offset = claim.number * self._shard_rows
             done = {record["index"] - offset for record in self._labels.records(claim.number) if "index" in record}
-            progress(len(done), 0.0)
+            so_far = self._labels.num_done() * self._shard_rows + len(done)
+            progress(so_far, 0.0)
             with claim:
                 try:
                     for results, elapsed_s in _timed(label_rows(rows, done)):
                         fresh = [self._record(rows, row, offset, result) for row, result in results if row not in done]
                         claim.append([*fresh, {"elapsed_s": elapsed_s}])
-                        progress(len(fresh), sum(record.get("duration_s", 0.0) for record in fresh))
+                        so_far += len(fresh)
+                        progress(so_far, sum(record.get("duration_s", 0.0) for record in fresh))
                     claim.finish()
                 except ClaimLostError:
                     continue
@@ -223,14 +226,17 @@ class LabelStore:
         self._write_state([_file_name(number, files) for number in range(files)])
 
     def _write_state(self, names: list[str]) -> None:
-        first = Dataset.from_file(str(self.directory / names[0]))
-        draft = draft_of(self._work / "state")
-        Dataset.from_dict({name: [] for name in first.features}, first.features).save_to_disk(draft)
-        state = json.loads((draft / "state.json").read_text())
-        state["_data_files"] = [{"filename": name} for name in names]
-        (draft / "dataset_info.json").replace(self.directory / "dataset_info.json")
+        Dataset.from_file(str(self.directory / names[0])).info.write_to_directory(str(self.directory))
+        state = {
+            "_data_files": [{"filename": name} for name in names],
+            "_fingerprint": uuid.uuid4().hex[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
         write_atomically(self.directory / "state.json", json.dumps(state, indent=2))  # last: now it is a data set
-        shutil.rmtree(draft)
 
 
 def _timed(results: Iterator[Any]) -> Iterator[tuple[Any, float]]:

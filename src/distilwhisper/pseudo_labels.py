@@ -176,14 +176,16 @@ class PseudoLabeler:
         started = time.perf_counter()
         labels: list[Label | None] = [None] * len(data)
         problems: dict[int, AudioError] = {}
-        with _progress(len(data), split) as advance:
+        rows_done = 0
+        with _progress(len(data), split) as show:
             for results in self._label_shard(data, set(), job):
                 for row, result in results:
                     if isinstance(result, AudioError):
                         problems[row] = result
                     else:
                         labels[row] = result
-                advance(len(results), sum(label["duration_s"] for _, label in results if isinstance(label, dict)))
+                rows_done += len(results)
+                show(rows_done, sum(label["duration_s"] for _, label in results if isinstance(label, dict)))
         for row, problem in sorted(problems.items()):
             where = {"index": row, "id": job.names.identify(data, row)} | ({"split": split} if split else {})
             self.set_aside.append({**where, "reason": problem.reason, "message": str(problem)})
@@ -203,8 +205,8 @@ class PseudoLabeler:
         return result
 
     def _label_into(self, store: LabelStore, job: _Job, split: str) -> Dataset:
-        with _progress(store.source.num_rows, split) as advance:
-            store.label(lambda rows, done: self._label_shard(rows, done, job), advance)
+        with _progress(store.source.num_rows, split) as show:
+            store.label(lambda rows, done: self._label_shard(rows, done, job), show)
         store.write()
         if job.recorder is not None:
             job.recorder.record_files(store.each_file())
@@ -294,14 +296,17 @@ def _progress(rows: int | None, split: str) -> Iterator[Callable[[int, float], N
     started, heard_s = time.perf_counter(), 0.0
     with tqdm(total=rows, desc=split or "pseudo-labels", unit="clip") as bar:
 
-        def advance(rows: int, seconds: float) -> None:
+        def show(rows_done: int, seconds: float) -> None:
             nonlocal heard_s
+            if not heard_s and not seconds:
+                bar.initial = bar.n = rows_done  # done before, and no measure of the time that is left
             heard_s += seconds
             factor = (time.perf_counter() - started) / heard_s if heard_s else 0.0
             bar.set_postfix_str(f"{heard_s / 3600:.2f} h of audio, {factor:.3f} x real time", refresh=False)
-            bar.update(rows)
+            bar.update(max(0, rows_done - bar.n))
 
-        yield advance
+        show(0, 0.0)
+        yield show
 
 
 @contextmanager

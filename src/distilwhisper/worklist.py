@@ -148,6 +148,10 @@ class Worklist:
         """Return whether a piece is done."""
         return _done(self.directory, number).exists()
 
+    def num_done(self) -> int:
+        """Return how many pieces are done."""
+        return sum(1 for _ in self.directory.glob("*.done"))
+
     def attempts(self, number: int) -> list[Path]:
         """Return the files of all attempts at a piece, in order."""
         paths: list[Path] = []
