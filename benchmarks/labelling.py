@@ -116,7 +116,8 @@ def main() -> None:
     args = parser.parse_args()
     processor = WhisperProcessor.from_pretrained(args.model)
     model = WhisperForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
-    data = synthesize_corpus(CorpusConfig(train=args.clips))["train"].shuffle(seed=0).flatten_indices()
+    sizes = CorpusConfig(train=args.clips, validation=0, test=0, ood_accents=0, ood_noise=0)
+    data = synthesize_corpus(sizes)["train"].shuffle(seed=0).flatten_indices()
     seconds, size = sum(data["duration_s"]), args.batch_size
     runs: dict[str, Callable[[], list[str]]] = {
         "published loop": lambda: published(model, processor, data, size),
