@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ class LabelStore:
         lease_s: float,
     ) -> None:
         self.directory, self.columns, self._text_tokens = directory, columns, text_tokens
-        self._work, self._shard_rows, self._lease_s = directory / "work", shard_rows, lease_s
+        self._work, self._shard_rows = directory / "work", shard_rows
         if isinstance(data, Dataset):
             self.source: MapSource | StreamSource = MapSource(data, shard_rows)
         else:
@@ -105,19 +106,16 @@ class LabelStore:
         """
         for claim, rows in self.source.claims(self._labels):
             offset = claim.number * self._shard_rows
-            done = {record["index"] - offset for record in self._labels.records(claim.number) if "index" in record}
-            so_far = self._labels.num_done() * self._shard_rows + len(done)
-            progress(so_far, 0.0)
-            with claim:
-                try:
-                    for results, elapsed_s in _timed(label_rows(rows, done)):
-                        fresh = [self._record(rows, row, offset, result) for row, result in results if row not in done]
-                        claim.append([*fresh, {"elapsed_s": elapsed_s}])
-                        so_far += len(fresh)
-                        progress(so_far, sum(record.get("duration_s", 0.0) for record in fresh))
-                    claim.finish()
-                except ClaimLostError:
-                    continue
+            with claim, suppress(ClaimLostError):  # then another process has the shard
+                done = {record["index"] - offset for record in self._labels.records(claim.number) if "index" in record}
+                so_far = self._labels.num_done() * self._shard_rows + len(done)
+                progress(so_far, 0.0)
+                for results, elapsed_s in _timed(label_rows(rows, done)):
+                    fresh = [self._record(rows, row, offset, result) for row, result in results if row not in done]
+                    claim.append([*fresh, {"elapsed_s": elapsed_s}])
+                    so_far += len(fresh)
+                    progress(so_far, sum(record.get("duration_s", 0.0) for record in fresh))
+                claim.finish()
 
     def write(self) -> None:
         """Write rows and labels as Arrow files, and the result; return when all is there."""

@@ -122,7 +122,11 @@ class StreamSource:
             rows = chain(first, islice(stream, self._shard_rows - 1))
             claim = worklist.claim(number)
             if claim is not None and not self._file(number).exists():
-                count += write_rows(self._file(number), self.features, rows, take_in=False)
+                try:
+                    count += write_rows(self._file(number), self.features, rows, take_in=False)
+                except OSError:
+                    claim.release()
+                    raise
             else:  # what an earlier attempt has labelled are the rows in its file
                 count += sum(1 for _ in rows)
             if claim is not None:
