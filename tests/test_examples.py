@@ -236,6 +236,40 @@ def test_two_processes_train_one_student(chain, workshop):
 
 
 @pytest.mark.slow
+def test_processes_that_accelerate_starts_share_the_labelling(chain, workshop, tmp_path):
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no".split()
+    flags = [
+        "--model",
+        "teacher",
+        "--language",
+        "en",
+        "--dataset",
+        "my recordings",
+        "--output_dir",
+        tmp_path / "labels",
+    ]
+    shards = ["--speaker_column", "speaker", "--shard_rows", "2"]
+    environment = "--dynamo_backend no --main_process_port 0".split()
+    run(*launch, *environment, EXAMPLES / "pseudo_label.py", *flags, *shards, directory=workshop, timeout=600)
+    together, alone = load_from_disk(str(tmp_path / "labels")), load_from_disk(str(workshop / "labels"))
+    assert together["whisper_tokens"][:] == alone["whisper_tokens"][:]
+    assert together["whisper_prompt"][:] == alone["whisper_prompt"][:]
+
+
+@pytest.mark.slow
+def test_ray_labels_like_the_labeller(chain, workshop, tmp_path):
+    pytest.importorskip("ray", reason="needs pip install 'distilwhisper[ray]'")
+    flags = ["--model", workshop / "teacher", "--dataset", workshop / "my recordings", "--language", "en"]
+    run_script("ray_label.py", *flags, "--output_dir", tmp_path / "labels", "--batch_size", "2", directory=workshop)
+    labelled = load_speech(tmp_path / "labels").sort("row")
+    texts = [
+        each.text for each in Transcriber(workshop / "teacher", language="en")(load_speech(workshop / "my recordings"))
+    ]
+    assert labelled["whisper_transcript"][:] == texts
+    assert labelled["set_aside"][:] == [None] * 6
+
+
+@pytest.mark.slow
 def test_demo_runs_through_and_repeats_no_finished_stage(workshop, tmp_path):
     pytest.importorskip("espeakng_loader")
     pytest.importorskip("matplotlib")

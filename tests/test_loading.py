@@ -1,9 +1,11 @@
 """Speech data from disk: every layout that load_speech reads, and what it refuses."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -273,3 +275,26 @@ def test_loading_imports_no_torch(speech, tmp_path):
     program = f"import sys\nfrom distilwhisper import load_speech\nload_speech({str(tmp_path / 'saved')!r})[0]\n"
     check = "assert 'torch' not in sys.modules and 'torchcodec' not in sys.modules"
     subprocess.run([sys.executable, "-c", program + check], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_tar_files_are_rows_of_files_with_one_name(tmp_path, streaming):
+    for number in range(2):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for row in range(3):
+                for suffix, content in (
+                    ("flac", encoded(tone(0.1), format="FLAC")),
+                    ("txt", f"row {row}".encode()),
+                    ("json", b'{"speaker": "ann"}'),
+                ):
+                    member = tarfile.TarInfo(f"{number}/clip {row}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    data = load_speech(tmp_path, **({"streaming": True} if streaming else {"cache_dir": str(tmp_path / "cache")}))
+    rows = list(data)
+    assert [(row["id"], row["text"]) for row in rows] == [
+        (f"{n}/clip {r}", f"row {r}") for n in (0, 1) for r in range(3)
+    ]
+    assert len(load_audio(rows[5]["audio"])) == 1_600
+    assert set(rows[0]) == {"audio", "id", "text", "speaker"}
+    assert len(list(load_speech(tmp_path / "1.tar", streaming=True))) == 3

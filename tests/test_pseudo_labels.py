@@ -4,10 +4,13 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import SHARED_DATA, audio_dataset, encoded, tone
 from datasets import Audio, Dataset, DatasetDict, load_from_disk
 from test_generation import talkative
+from transformers import WhisperForConditionalGeneration
 
+from distilwhisper import StateCache, load_speech
 from distilwhisper.pseudo_labels import LABEL_FEATURES, PseudoLabeler
 
 GOOD = [encoded(tone(0.5 + index / 4, 150 + 90 * index)) for index in range(5)]
@@ -195,11 +198,126 @@ def test_a_second_labelling_starts_a_new_report(labeler):
 
 
 def test_what_cannot_be_labelled_is_refused(labeler):
-    with pytest.raises(TypeError, match="streaming is not supported yet"):
+    with pytest.raises(TypeError, match="a list cannot be labelled"):
+        labeler.label(GOOD)
+    with pytest.raises(ValueError, match="pass output_dir"):
         labeler.label(audio_dataset(GOOD).to_iterable_dataset())
     for wrong in ({"audio_column": "sound"}, {"speaker_column": "who"}, {"id_column": "name"}):
         with pytest.raises(ValueError, match=f"no column '{next(iter(wrong.values()))}'"):
             labeler.label(audio_dataset(GOOD), **wrong)
+
+
+@pytest.mark.parametrize("kind", ["rows", "stream", "splits"])
+def test_into_a_directory_come_the_labels_that_come_in_memory(timed_labeler, tmp_path, kind):
+    recordings = [GOOD[0], GOOD[1], GOOD[2], None, GOOD[3], b"noise", GOOD[4]]
+    data = audio_dataset(recordings, speaker=["ann"] * 7, name=list("abcdefg"), text=["words", None] * 3 + [""])
+    options = {"speaker_column": "speaker", "id_column": "name"}
+    expected = timed_labeler.label(data, **options)
+    report, problems = timed_labeler.report, timed_labeler.set_aside
+    given = {"rows": data, "stream": data.to_iterable_dataset(), "splits": DatasetDict(train=data)}[kind]
+    labelled = timed_labeler.label(given, tmp_path, shard_rows=3, **options)
+    part = labelled["train"] if kind == "splits" else labelled
+    assert part.features == expected.features
+    for name in expected.column_names:  # other batches round otherwise
+        same = pytest.approx(expected[name][:], rel=1e-4) if "prob" in name else expected[name][:]
+        assert part[name][:] == same, name
+    split = {"split": "train"} if kind == "splits" else {}
+    assert timed_labeler.set_aside == [{**problem, **split} for problem in problems]
+    assert [json.loads(line) for line in (tmp_path / "set_aside.jsonl").open()] == timed_labeler.set_aside
+    for name in ("labelled", "seconds", "with_reference", "capped", "set_aside"):
+        assert getattr(timed_labeler.report, name) == pytest.approx(getattr(report, name)), name
+
+
+def test_another_teacher_or_language_is_refused_by_name(labeler, processor, tmp_path):
+    labeler.label(audio_dataset(GOOD[:1]), tmp_path)
+    for other, name in ((talkative(seed=1), "teacher weights"), (talkative(), "language")):
+        language = "de" if name == "language" else "en"
+        with pytest.raises(ValueError, match=rf"begun with other settings \({name}: "):
+            PseudoLabeler(other, processor, language=language, batch_size=2).label(audio_dataset(GOOD[:1]), tmp_path)
+
+
+class Greedy(WhisperForConditionalGeneration):
+    """A Whisper whose encoder really asks for more memory than any machine has, for batches above a size."""
+
+    def fits(self, size):
+        def ask(module, arguments, options):
+            batch = (arguments[0] if arguments else options["input_features"]).shape[0]
+            self.sizes.append(batch)
+            if batch > size:
+                torch.empty(2**60, dtype=torch.uint8)
+
+        self.sizes = []
+        self.model.encoder.register_forward_pre_hook(ask, with_kwargs=True)
+        return self
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_size_remembered(processor, caplog):
+    teacher = talkative()
+    expected = PseudoLabeler(teacher, processor, language="en", batch_size=1).label(audio_dataset(GOOD * 3))
+    teacher.__class__ = Greedy
+    labelled = PseudoLabeler(teacher.fits(4), processor, language="en", batch_size=10).label(audio_dataset(GOOD * 3))
+    assert labelled["whisper_tokens"][:] == expected["whisper_tokens"][:]
+    assert teacher.sizes == [10, 5, 2, 2, 1, 2, 2, 1, 2, 2, 1]
+    assert "10 recordings do not fit into memory: going on with 5" in caplog.text
+
+
+def test_a_recording_that_does_not_fit_alone_is_an_error(processor):
+    teacher = talkative()
+    teacher.__class__ = Greedy
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        PseudoLabeler(teacher.fits(0), processor, language="en").label(audio_dataset(GOOD))
+
+
+def test_states_are_cached_once_while_shards_are_labelled(timed_labeler, tmp_path):
+    data = audio_dataset(GOOD, speaker=["ann"] * 5)
+    timed_labeler.label(data, tmp_path / "labels", speaker_column="speaker", shard_rows=2, cache_dir=tmp_path / "a")
+    timed_labeler.label(data, speaker_column="speaker", cache_dir=tmp_path / "b")
+    again = PseudoLabeler(timed_labeler.transcriber.model, timed_labeler.transcriber.processor, language="en",
+                          return_timestamps=True, batch_size=2)  # fmt: skip
+    again.label(data, tmp_path / "labels", speaker_column="speaker", shard_rows=2, cache_dir=tmp_path / "a")
+    assert len(StateCache(tmp_path / "a")) == len(StateCache(tmp_path / "b"))
+
+
+def write_odd_files(folder):
+    """Every kind of file that a folder of recordings holds in the end; returns what becomes of each."""
+    nan = io.BytesIO()
+    soundfile.write(nan, np.full(1_600, np.nan), 16_000, format="WAV", subtype="FLOAT")
+    flac = encoded(np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32), format="FLAC")
+    files = {
+        "empty.wav": (b"", "unreadable"),
+        "cut.flac": (flac[: len(flac) // 2], "unreadable"),
+        "nan.wav": (nan.getvalue(), "not_finite"),
+        "page.wav": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "unreadable"),
+        "one sample.wav": (encoded(tone(1.0)[:1]), None),
+        "8 channels.wav": (encoded(np.stack([tone(1.0)] * 8, axis=1)), None),
+        "192 kHz.wav": (encoded(tone(1.0, rate=192_000), 192_000), None),
+        "new\nline.wav": (GOOD[0], None),
+        "\"quotes\" and 'quotes'.wav": (GOOD[1], None),
+        "\N{GRINNING FACE} \N{SNOWMAN}.wav": (GOOD[2], None),
+        "  spaces .wav": (GOOD[3], None),
+    }
+    for name, (content, _) in files.items():
+        (folder / name).write_bytes(content)
+    with (folder / "3 hours.wav").open("wb") as file:  # a header and a hole: no room on the disk
+        size = 3 * 3_600 * 16_000 * 2
+        file.write(encoded(np.zeros(1))[:40] + size.to_bytes(4, "little"))
+        file.truncate(44 + size)
+    return {name: reason for name, (_, reason) in files.items()} | {"3 hours.wav": "too_long", "gone.wav": "missing"}
+
+
+def test_a_folder_of_odd_files_is_labelled_or_set_aside_row_by_row(labeler, tmp_path):
+    """Guards P10, P11 and P14."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    fates = write_odd_files(folder)
+    rows = [{"file_name": name, "id": name, **({"text": "words"} if len(name) % 2 else {})} for name in fates]
+    rows.append({"file_name": "8 channels.wav", "id": "8 channels.wav"})  # an id for the second time
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labelled = labeler.label(load_speech(folder), tmp_path / "labels", shard_rows=4)
+    assert labelled["id"][:] == [row["id"] for row in rows if fates[row["id"]] is None]
+    listed = [json.loads(line) for line in (tmp_path / "labels" / "set_aside.jsonl").open(encoding="utf-8")]
+    assert {line["id"]: line["reason"] for line in listed} == {name: fate for name, fate in fates.items() if fate}
+    assert all(rows[line["index"]]["id"] == line["id"] for line in listed)
 
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="needs ../shared/data")

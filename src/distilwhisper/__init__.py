@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from distilwhisper.filtering import LabelFilter, WERFilter
     from distilwhisper.hub import push_to_hub
     from distilwhisper.label_rules import RECOMMENDED_RULES, LabelRules
+    from distilwhisper.labels import LabelReport
     from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
     from distilwhisper.model_card import Recipe, render_model_card
     from distilwhisper.normalizers import get_normalizer
     from distilwhisper.packing import Packer, PackReport
-    from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
+    from distilwhisper.pseudo_labels import PseudoLabeler
     from distilwhisper.references import assign_references
     from distilwhisper.segmentation import Segmenter, SegmentReport
     from distilwhisper.segments import Segment, Word
@@ -53,8 +54,8 @@ _MODULES = {
     "EvaluationResult": "evaluation",
     "FilterReport": "filter_reports",
     "LabelFilter": "filtering",
-    "LabelReport": "pseudo_labels",
     "LabelRules": "label_rules",
+    "LabelReport": "labels",
     "LatencyComparison": "benchmarks",
     "LatencyResult": "benchmarks",
     "PackReport": "packing",

@@ -129,7 +129,7 @@ def audio_duration(value: Any, sampling_rate: int = 16_000) -> float | None:
             info = soundfile.info(_openable(source))
             return info.frames / info.samplerate if 0 <= info.frames < UNKNOWN_FRAMES else None
         samples, rate = _read(source, sampling_rate, None)
-    except (AudioError, soundfile.SoundFileError):
+    except (AudioError, soundfile.SoundFileError, TypeError, ZeroDivisionError):  # odd headers, and ``.raw`` files
         return None
     return max(samples.shape, default=0) / rate if samples.size else 0.0
 
@@ -256,7 +256,8 @@ def _av_blocks(source: bytes | Path, error: Exception) -> Iterator[tuple[npt.NDA
         import av  # type: ignore[import-not-found,unused-ignore]
     except ImportError as missing:
         hint = "; formats such as m4a need PyAV: pip install 'distilwhisper[av]'"
-        raise AudioError("unreadable", f"the recording cannot be read: {error}{hint}") from missing
+        why = getattr(error, "error_string", error)  # without the address of an object in memory
+        raise AudioError("unreadable", f"the recording cannot be read: {why}{hint}") from missing
     try:
         with av.open(_openable(source)) as container:
             if not container.streams.audio:

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice, product
@@ -219,8 +219,18 @@ class StateRecorder:
 
     def record_all(self, dataset: Any) -> None:
         """Write what the cache lacks of a data set, and count its samples."""
+        self.record_files([dataset])
+
+    def record_files(self, datasets: Iterable[Any]) -> None:
+        """Do the same for several data sets; the next is asked for when the states of one are on the disk."""
         started = time.perf_counter()
         self.cache.close()  # what this recorder wrote before can be read now
+        for dataset in datasets:
+            self._record_rows(dataset)
+        self.cache.close()
+        self.report.elapsed_s += time.perf_counter() - started
+
+    def _record_rows(self, dataset: Any) -> None:
         if hasattr(dataset, "features"):
             dataset = undecoded(dataset, self.collator.audio_column)
         total = len(dataset) if hasattr(dataset, "__len__") else None
@@ -231,8 +241,6 @@ class StateRecorder:
                 self.report.samples += len(batch) - len(problems)
                 self.report.left_out.update(problems)
                 progress.update(len(batch))
-        self.cache.close()
-        self.report.elapsed_s += time.perf_counter() - started
 
     def record(self, samples: Sequence[Sample], encoder_states: Tensor | None = None) -> list[str]:
         """Write what the cache lacks of a batch.

@@ -1,14 +1,26 @@
-"""Speech data from wherever it lies: saved data sets, parquet, manifests, folders of recordings, the Hub."""
+"""Speech data from wherever it lies: saved data sets, parquet, manifests, folders of recordings, tar files, the Hub."""
 
 from __future__ import annotations
 
 import csv
 import json
+import tarfile
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from datasets import Audio, Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets import (
+    Audio,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 
 from distilwhisper.audio import undecoded
 
@@ -32,20 +44,23 @@ def load_speech(
             ``.csv`` manifest (the recording under ``audio_column``, ``audio``, ``audio_filepath``, ``file_name``,
             ``path`` or ``file``: a URL, or a path relative to the manifest); a directory of recordings, with
             transcripts in its ``metadata.jsonl`` or ``metadata.csv`` if there are any, or a directory of such
-            directories, one a split; or a Hub id.
+            directories, one a split; a ``.tar`` file or a directory of them, as WebDataset makes them (files of one
+            name are a row: the name becomes ``id``, a ``.txt`` ``text``, a ``.json`` the columns in it); or a Hub id.
         split: Which split of a data set that has several, such as ``train`` or ``train+validation``; None for all, as a
             ``DatasetDict`` where there are several.
         config: Configuration of a Hub data set, such as a language.
         audio_column: Column of the recordings.
-        **kwargs: Further arguments of ``datasets.load_dataset`` for Hub ids, such as ``streaming=True`` or
-            ``revision``.
+        **kwargs: Further arguments of ``datasets.load_dataset`` for Hub ids and tar files, such as ``streaming=True``
+            (tar files are else copied into the cache first) or ``revision``.
 
     Raises:
         FileNotFoundError: If a path does not exist and cannot be a Hub id, or holds nothing that can be read.
         ValueError: If the split does not exist, there are no rows, or a manifest is broken or names no recording.
     """
     path = Path(source).expanduser().absolute()  # what is saved is read again from elsewhere
-    if path.exists():
+    if path.exists() and (files := _tar_files(path)):
+        data = _choose(_load_tar(files, audio_column, kwargs), split, source)
+    elif path.exists():
         data = _choose(_load_local(path, config, audio_column), split, source)
     elif _is_no_hub_id(str(source)):
         raise FileNotFoundError(f"{source} does not exist; give an existing path or a Hub id such as 'user/name'")
@@ -92,6 +107,54 @@ def _load_local(path: Path, config: str | None, audio_column: str) -> Dataset | 
     if any(path.rglob("*.parquet")):
         return load_dataset(str(path), config)  # it tells the splits by the names of the files
     return _load_recordings(path, audio_column)
+
+
+def _tar_files(path: Path) -> list[str]:
+    if path.is_file():
+        return [str(path)] if path.suffix == ".tar" else []
+    return [str(file) for file in sorted(path.glob("*.tar"))]
+
+
+def _load_tar(files: list[str], audio_column: str, options: dict[str, Any]) -> Dataset | IterableDataset:
+    # Not the builder of `datasets`: it encodes recordings with torchcodec, which is not everywhere.
+    first = next(_tar_rows(files, audio_column), None)
+    if first is None:
+        raise ValueError(f"{files[0]} holds no recordings ({' '.join(sorted(AUDIO_SUFFIXES))})")
+    known = Dataset.from_list([first]).features
+    features = Features({name: Value("string") if kind == Value("null") else kind for name, kind in known.items()})
+    streaming = options.pop("streaming", False)
+    kind = IterableDataset if streaming else Dataset
+    rows = kind.from_generator(
+        _tar_rows, features=features, gen_kwargs={"files": files, "audio": audio_column}, **options
+    )
+    return rows if streaming else rows.cast_column(audio_column, Audio(decode=False))
+
+
+def _tar_rows(files: list[str], audio: str) -> Iterator[dict[str, Any]]:
+    """Yield a row for the members of a name: recording, text, and what is in its JSON."""
+    for file in files:
+        with tarfile.open(file, "r|*") as tar:
+            members = (member for member in tar if member.isfile())
+            for name, group in groupby(members, lambda member: _split_name(member.name)[0]):
+                row: dict[str, Any] = {"id": name}
+                for member in group:
+                    suffix, content = _split_name(member.name)[1], tar.extractfile(member)
+                    data = content.read() if content else b""
+                    if suffix in AUDIO_SUFFIXES:
+                        row[audio] = {"bytes": data, "path": f"{Path(name).name}{suffix}"}
+                    elif suffix == ".txt":
+                        row["text"] = data.decode("utf-8").strip()
+                    elif suffix == ".json":
+                        row = {**json.loads(data), **row}
+                if audio in row:
+                    yield row
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Return a member's name up to the first dot after its folder, and the rest: WebDataset's rule."""
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    return folder + slash + stem, (dot + suffix).lower()
 
 
 def _load_saved(path: Path) -> Dataset | DatasetDict:
@@ -165,7 +228,7 @@ def _with_audio(rows: list[dict[str, Any]], recordings: list[str], audio_column:
     return Dataset.from_dict({audio_column: audio, **columns}).cast_column(audio_column, Audio(decode=False))
 
 
-def _choose(data: Dataset | DatasetDict, split: str | None, source: str | Path) -> Dataset | DatasetDict:
+def _choose(data: Any, split: str | None, source: str | Path) -> Any:
     if not isinstance(data, DatasetDict):
         if split not in (None, data.split):
             raise ValueError(f"{source} has no splits; leave {split!r} out")

@@ -2,96 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_from_disk
 from datasets.utils import tqdm
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.audio import AudioError, undecoded
+from distilwhisper.batch_transcription import BatchTranscriber
+from distilwhisper.batches import plan_batches, stated_duration
+from distilwhisper.cache import CacheKey
 from distilwhisper.caching import StateRecorder, training_collator
 from distilwhisper.collator import Sample
+from distilwhisper.label_store import Columns, LabelStore
+from distilwhisper.labels import LABEL_FEATURES as LABEL_FEATURES
+from distilwhisper.labels import Label, LabelReport, join_labels, label_of, previous_texts, without_labels
+from distilwhisper.shards import write_atomically
 from distilwhisper.transcription import OnBatch, Transcriber
 from distilwhisper.transcripts import Transcript
+from distilwhisper.worklist import LEASE_S
 
 logger = logging.getLogger(__name__)
 
-DatasetT = TypeVar("DatasetT", Dataset, DatasetDict)
-
-LABEL_FEATURES = Features(
-    {
-        "whisper_transcript": Value("string"),
-        "whisper_tokens": List(Value("int32")),
-        "whisper_language": Value("string"),
-        "whisper_task": Value("string"),
-        "whisper_timestamps": Value("bool"),
-        "whisper_avg_logprob": Value("float32"),
-        "whisper_no_speech_prob": Value("float32"),
-        "whisper_compression_ratio": Value("float32"),
-        "whisper_capped": Value("bool"),
-        "duration_s": Value("float32"),
-    }
-)
-"""The columns that a label takes, beside ``whisper_prompt``."""
-
-_PROMPT_FEATURES = Features({"whisper_prompt": List(Value("int32"))})
-_FIELDS = {name: name.removeprefix("whisper_") for name in LABEL_FEATURES} | {"whisper_transcript": "text"}
-
-
-@dataclass
-class LabelReport:
-    """What became of a data set; ``print(report)`` says it in words.
-
-    Attributes:
-        labelled: Rows with a label.
-        seconds: Length of their recordings.
-        with_reference: Labelled rows that have a reference transcript, which the WER filter needs.
-        capped: Labels that the length limit cut off.
-        set_aside: Rows without a label, by reason.
-        elapsed_s: Time taken.
-    """
-
-    labelled: int = 0
-    seconds: float = 0.0
-    with_reference: int = 0
-    capped: int = 0
-    set_aside: Counter[str] = field(default_factory=Counter)
-    elapsed_s: float = 0.0
-
-    @property
-    def hours(self) -> float:
-        """Hours of labelled audio."""
-        return self.seconds / 3600
-
-    @property
-    def real_time_factor(self) -> float | None:
-        """Time taken by length of the audio; below 1 is faster than real time. None without audio."""
-        return self.elapsed_s / self.seconds if self.seconds else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as numbers and dictionaries."""
-        factor = self.real_time_factor
-        return {**asdict(self), "set_aside": dict(self.set_aside), "hours": self.hours, "real_time_factor": factor}
-
-    def to_json(self) -> str:
-        """Return `to_dict` as a JSON document."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def __str__(self) -> str:
-        factor = "" if self.real_time_factor is None else f", real-time factor {self.real_time_factor:.3f}"
-        lines = [f"labelled {self.labelled:,} recordings, {self.hours:,.2f} h, in {self.elapsed_s:,.0f} s{factor}"]
-        if self.capped:
-            lines.append(f"{self.capped:,} labels were cut off at the length limit")
-        lines += [f"set aside {count:,}: {reason}" for reason, count in self.set_aside.most_common()]
-        return "\n".join(lines)
+SHARD_ROWS = 512
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class PseudoLabeler:
@@ -140,26 +83,34 @@ class PseudoLabeler:
             batch_size=batch_size,
             **{"long_form": None, **options},
         )
+        self._transcribe_batches = BatchTranscriber(self.transcriber)
         self.set_aside: list[dict[str, Any]] = []
         self.report = LabelReport()
 
     def label(
         self,
-        dataset: DatasetT,
+        dataset: Any,
         output_dir: str | Path | None = None,
         *,
         audio_column: str = "audio",
         text_column: str = "text",
         id_column: str | None = None,
         speaker_column: str | None = None,
-        num_workers: int = 0,
+        num_workers: int = 2,
         cache_dir: str | Path | None = None,
         encoder_dtype: str = "model",
-    ) -> DatasetT:
+        shard_rows: int = SHARD_ROWS,
+        lease_s: float = LEASE_S,
+    ) -> Any:
         """Label a data set.
 
+        With an ``output_dir`` this may be killed at any moment, and called again with the same arguments it does what
+        is missing. Any number of processes may call it at once, on any machines that share the directory; each
+        returns when all is done.
+
         Args:
-            dataset: A ``Dataset``, or a ``DatasetDict`` of them.
+            dataset: A ``Dataset`` or ``IterableDataset``, or a dict of them. A stream must yield the same rows at every
+                pass, and needs an ``output_dir``.
             output_dir: Where to save the result (``load_from_disk`` reads it), ``set_aside.jsonl`` and
                 ``report.json``; default nowhere.
             audio_column: Column of the recordings.
@@ -167,48 +118,48 @@ class PseudoLabeler:
             id_column: Column that names rows that are set aside; default ``id``, where there is one.
             speaker_column: Column of speakers. With it, rows get ``whisper_prompt``: the text tokens of the
                 row before, where that has the same speaker and a label. Rows of a speaker should be in order.
-            num_workers: Threads that read recordings while the model runs.
+            num_workers: Threads that read recordings and make features while the model runs.
             cache_dir: Directory for the encoder's output and the teacher's hidden states on the labels, which the
                 training then need not compute (``state_cache``); default nowhere.
             encoder_dtype: Form of the encoder's output there: ``model``, as computed, or ``int8``.
+            shard_rows: Rows that a process takes at a time, and that are sorted by length together.
+            lease_s: Seconds after which a process on another machine that gives no sign of life counts as dead.
 
         Returns:
-            The rows that got a label, in order, with all their columns and those of ``LABEL_FEATURES``;
-            ``duration_s`` only if they did not have it.
+            A ``Dataset``, or a ``DatasetDict``: the rows that got a label, in order, with all their columns and those
+            of ``LABEL_FEATURES``; ``duration_s`` only if they did not have it.
 
         Raises:
-            TypeError: If the data set is neither of the two.
-            ValueError: If a column is missing.
+            TypeError: If the data set is none of these.
+            ValueError: If a column is missing, or a stream is to go nowhere, or ``output_dir`` holds something else or
+                labels that were begun with other settings.
+            OSError: If the disk is full; what is labelled by then is kept.
         """
-        if not isinstance(dataset, (Dataset, DatasetDict)):
-            raise TypeError(
-                f"a {type(dataset).__name__} cannot be labelled; pass a Dataset or DatasetDict "
-                "(streaming is not supported yet: load without streaming=True)"
-            )
-        names = _Names(audio_column, text_column, id_column, speaker_column)
+        names = Columns(audio_column, text_column, id_column, speaker_column)
+        parts = {split: _ready(part, names, output_dir) for split, part in _splits(dataset).items()}
         self.set_aside, self.report = [], LabelReport()
-        started = time.perf_counter()
         recorder = None
         if cache_dir is not None:
             collator = training_collator(self.transcriber, audio_column=audio_column)
             recorder = StateRecorder(
                 self.transcriber, cache_dir, collator, encoder_dtype=encoder_dtype, num_workers=num_workers
             )
-        if isinstance(dataset, DatasetDict):
-            parts = {split: self._label(part, names, num_workers, recorder, split) for split, part in dataset.items()}
-            labelled = DatasetDict(parts)
-        else:
-            labelled = self._label(dataset, names, num_workers, recorder)
-        self.report.elapsed_s = time.perf_counter() - started
+        job = _Job(names, num_workers, recorder)
+        labelled: dict[str, Dataset] = {}
+        with _saying_where_it_is_full(output_dir):
+            for split, part in parts.items():
+                if output_dir is None:
+                    labelled[split] = self._label_in_memory(part, job, split)
+                else:
+                    store = LabelStore(
+                        Path(output_dir, split), part, names, self._settings(names),
+                        text_tokens=self.transcriber.tokens.without_timestamps, shard_rows=shard_rows, lease_s=lease_s,
+                    )  # fmt: skip
+                    labelled[split] = self._label_into(store, job, split)
+            if output_dir is not None and isinstance(dataset, dict):
+                self._save_splits(Path(output_dir), list(parts))
         logger.info("%s", self.report)
-        if output_dir is not None:
-            labelled.save_to_disk(output_dir)
-            problems = "".join(
-                json.dumps(problem, ensure_ascii=False, default=str) + "\n" for problem in self.set_aside
-            )
-            Path(output_dir, "set_aside.jsonl").write_text(problems, encoding="utf-8")
-            Path(output_dir, "report.json").write_text(self.report.to_json() + "\n", encoding="utf-8")
-        return labelled
+        return DatasetDict(labelled) if isinstance(dataset, dict) else labelled[""]
 
     def label_rows(
         self, rows: Iterable[tuple[int, Any]], *, num_workers: int = 0, on_batch: OnBatch | None = None
@@ -225,102 +176,149 @@ class PseudoLabeler:
         """
         return self.transcriber.transcribe_many(rows, num_workers=num_workers, on_batch=on_batch)
 
-    def _label(
-        self,
-        dataset: Dataset,
-        names: _Names,
-        num_workers: int,
-        recorder: StateRecorder | None,
-        split: str | None = None,
-    ) -> Dataset:
-        data = undecoded(dataset, names.audio).with_format(None)
-        names.check(data)
-        recordings = enumerate(row[names.audio] for row in data.select_columns(names.audio))
-        labels: list[Transcript | None] = [None] * len(data)
+    def _label_in_memory(self, data: Dataset, job: _Job, split: str) -> Dataset:
+        started = time.perf_counter()
+        labels: list[Label | None] = [None] * len(data)
         problems: dict[int, AudioError] = {}
-
-        def record(indices: Sequence[int], transcripts: list[Transcript], states: Tensor) -> None:
-            labelled = zip(indices, transcripts, strict=True)
-            if recorder is not None:
-                recorder.record([Sample({**data[i], **_columns(label)}, i) for i, label in labelled], states)
-
-        with tqdm(total=len(data), desc=split or "pseudo-labels", unit="clip") as progress:
-            for index, result in self.label_rows(recordings, num_workers=num_workers, on_batch=record):
-                if isinstance(result, AudioError):
-                    problems[index] = result
-                else:
-                    labels[index] = result
-                progress.update()
-        for index, problem in sorted(problems.items()):
-            where = {"index": index, "id": names.identify(data, index)} | ({"split": split} if split else {})
+        rows_done = 0
+        with _progress(len(data), split) as show:
+            for results in self._label_shard(data, set(), job):
+                for row, result in results:
+                    if isinstance(result, AudioError):
+                        problems[row] = result
+                    else:
+                        labels[row] = result
+                rows_done += len(results)
+                show(rows_done, sum(label["duration_s"] for _, label in results if isinstance(label, dict)))
+        for row, problem in sorted(problems.items()):
+            where = {"index": row, "id": job.names.identify(data, row)} | ({"split": split} if split else {})
             self.set_aside.append({**where, "reason": problem.reason, "message": str(problem)})
-        self._count(data, labels, names.text)
-        self.report.set_aside.update(problem.reason for problem in problems.values())
-        prompts = self._prompts(labels, data[names.speaker]) if names.speaker else None
-        result = _with_labels(data, labels, prompts)
-        if recorder is not None:
-            recorder.record_all(result)  # sequences with prompts, which take the label of the row before
-            logger.info("%s", recorder.report)
-        return result
-
-    def _prompts(self, labels: Sequence[Transcript | None], speakers: Iterable[Any]) -> list[list[int]]:
-        """Return the text that the same speaker said in the row before, as tokens; nothing if another did."""
-        prompts, spoken, last_speaker = [], list[int](), None
-        for label, speaker in zip(labels, speakers, strict=True):
-            prompts.append(spoken if speaker is not None and speaker == last_speaker else [])
-            spoken = [] if label is None else self.transcriber.tokens.without_timestamps(label.tokens)
-            last_speaker = speaker
-        return prompts
-
-    def _count(self, data: Dataset, labels: Sequence[Transcript | None], text_column: str) -> None:
-        texts = data[text_column] if text_column in data.column_names else [None] * len(data)
+        texts = data[job.names.text] if job.names.text in data.column_names else [None] * len(data)
         for label, text in zip(labels, texts, strict=True):
             if label is not None:
-                self.report.labelled += 1
-                self.report.seconds += label.duration_s
-                self.report.capped += label.capped
-                self.report.with_reference += bool(text)
+                self.report.add(label, text)
+        self.report.set_aside.update(problem.reason for problem in problems.values())
+        prompts = None
+        if job.names.speaker:
+            prompts = previous_texts(labels, data[job.names.speaker], self.transcriber.tokens.without_timestamps)
+        result = join_labels(data, labels, prompts)
+        if job.recorder is not None:
+            job.recorder.record_all(result)  # sequences with prompts, which take the label of the row before
+            logger.info("%s", job.recorder.report)
+        self.report.elapsed_s += time.perf_counter() - started
+        return result
+
+    def _label_into(self, store: LabelStore, job: _Job, split: str) -> Dataset:
+        with _progress(store.source.num_rows, split) as show:
+            store.label(lambda rows, done: self._label_shard(rows, done, job), show)
+        store.write()
+        if job.recorder is not None:
+            job.recorder.record_files(store.each_file())
+            logger.info("%s", job.recorder.report)
+        self.report.add_report(LabelReport.from_json((store.directory / "report.json").read_text()))
+        with (store.directory / "set_aside.jsonl").open(encoding="utf-8") as file:
+            self.set_aside += [{**json.loads(line), **({"split": split} if split else {})} for line in file]
+        return load_from_disk(str(store.directory))
+
+    def _label_shard(self, rows: Dataset, done: set[int], job: _Job) -> Iterator[list[tuple[int, Label | AudioError]]]:
+        """Label the rows that are not done, in the very batches that all rows would make."""
+        recordings = rows.select_columns(job.names.audio)
+        durations = [stated_duration(row[job.names.audio], self.transcriber.sampling_rate) for row in recordings]
+        batches = [
+            batch for batch in plan_batches(durations, self.transcriber.batch_size) if not done.issuperset(batch)
+        ]
+
+        def record(indices: Sequence[int], transcripts: list[Transcript], states: Tensor) -> None:
+            samples = [Sample({**rows[i], **label_of(t)}, i) for i, t in zip(indices, transcripts, strict=True)]
+            if job.recorder is not None:
+                job.recorder.record(samples, states)
+
+        for results in self._transcribe_batches(
+            ([(row, recordings[row][job.names.audio]) for row in batch] for batch in batches),
+            num_workers=job.num_workers,
+            on_batch=record if job.recorder is not None else None,
+        ):
+            yield [(row, result if isinstance(result, AudioError) else label_of(result)) for row, result in results]
+
+    def _settings(self, names: Columns) -> dict[str, Any]:
+        """Return what decides the labels; all weights are read, about 3 s for large-v3."""
+        model, teller = self.transcriber.model, self.transcriber
+        key = CacheKey.of(model.model.encoder, model, teller.processor.feature_extractor, dtype=model.dtype)
+        config = model.generation_config
+        return {
+            "teacher weights": f"{key.encoder_weights[:16]} {key.decoder_weights[:16]}",
+            "number type": key.dtype,
+            "feature extractor": key.features,
+            "language": teller.language or "detected",
+            "task": teller.task,
+            "timestamps": teller.return_timestamps,
+            "beams": teller.decoder.num_beams,
+            "max_new_tokens": teller.decoder.max_new_tokens,
+            "suppressed tokens": [config.suppress_tokens, config.begin_suppress_tokens],
+            **{f"{name} column": column for name, column in names._asdict().items()},
+        }
+
+    def _save_splits(self, directory: Path, splits: list[str]) -> None:
+        lines = [json.dumps(problem, ensure_ascii=False) + "\n" for problem in self.set_aside]
+        write_atomically(directory / "set_aside.jsonl", "".join(lines))
+        write_atomically(directory / "report.json", self.report.to_json() + "\n")
+        write_atomically(directory / "dataset_dict.json", json.dumps({"splits": splits}))
 
 
-class _Names(NamedTuple):
-    """The columns of a data set."""
+@dataclass(frozen=True)
+class _Job:
+    """What all parts of a data set have in common."""
 
-    audio: str
-    text: str
-    id: str | None
-    speaker: str | None
-
-    def check(self, data: Dataset) -> None:
-        for name in (self.id, self.speaker):
-            if name is not None and name not in data.column_names:
-                raise ValueError(f"the dataset has no column {name!r}; it has {data.column_names}")
-
-    def identify(self, data: Dataset, index: int) -> Any:
-        name = self.id or "id"
-        return data[name][index] if name in data.column_names else index
+    names: Columns
+    num_workers: int
+    recorder: StateRecorder | None
 
 
-def _columns(label: Transcript) -> dict[str, Any]:
-    return {name: getattr(label, _FIELDS[name]) for name in LABEL_FEATURES}
+def _splits(dataset: Any) -> dict[str, Any]:
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        return dict(dataset)
+    if isinstance(dataset, (Dataset, IterableDataset)):
+        return {"": dataset}
+    raise TypeError(
+        f"a {type(dataset).__name__} cannot be labelled; pass a Dataset, an IterableDataset or a dict of them "
+        "(load_speech makes them of folders, manifests, parquet and tar files)"
+    )
 
 
-def _with_labels(data: Dataset, labels: Sequence[Transcript | None], prompts: list[list[int]] | None) -> Dataset:
-    """Return the rows that have a label, with the columns of it."""
-    features = {
-        name: kind for name, kind in LABEL_FEATURES.items() if name != "duration_s" or name not in data.features
-    }
-    columns: dict[str, list[Any]] = {
-        name: [label and getattr(label, _FIELDS[name]) for label in labels] for name in features
-    }
-    if prompts is not None:
-        features, columns = {**features, **_PROMPT_FEATURES}, {**columns, "whisper_prompt": prompts}
-    if replaced := [name for name in columns if name in data.column_names]:
-        logger.warning("the columns %s of the dataset are replaced", replaced)
-        data = data.remove_columns(replaced)
-    if not len(data):  # datasets joins no columns to nothing
-        return Dataset.from_dict(
-            {name: [] for name in (*data.features, *features)}, Features({**data.features, **features})
-        )
-    labelled = concatenate_datasets([data, Dataset.from_dict(columns, Features(features))], axis=1)
-    kept = [index for index, label in enumerate(labels) if label is not None]
-    return labelled if len(kept) == len(labelled) else labelled.select(kept)
+def _ready(data: Any, names: Columns, output_dir: str | Path | None) -> Any:
+    """Return rows with undecoded audio and without the labels of before."""
+    if output_dir is None and isinstance(data, IterableDataset):
+        raise ValueError("a stream is labelled into a directory: pass output_dir")
+    data = undecoded(data, names.audio).with_format(None)
+    names.check(data)
+    return without_labels(data, prompts=names.speaker is not None)
+
+
+@contextmanager
+def _progress(rows: int | None, split: str) -> Iterator[Callable[[int, float], None]]:
+    """Show rows, the time left, hours of audio, and time by length of audio."""
+    started, heard_s = time.perf_counter(), 0.0
+    with tqdm(total=rows, desc=split or "pseudo-labels", unit="clip") as bar:
+
+        def show(rows_done: int, seconds: float) -> None:
+            nonlocal heard_s
+            if not heard_s and not seconds:
+                bar.initial = bar.n = rows_done  # done before, and no measure of the time that is left
+            heard_s += seconds
+            factor = (time.perf_counter() - started) / heard_s if heard_s else 0.0
+            bar.set_postfix_str(f"{heard_s / 3600:.2f} h of audio, {factor:.3f} x real time", refresh=False)
+            bar.update(max(0, rows_done - bar.n))
+
+        show(0, 0.0)
+        yield show
+
+
+@contextmanager
+def _saying_where_it_is_full(directory: str | Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if directory is None or error.errno not in _FULL:
+            raise
+        message = f"there is no room left in {directory}: what is labelled is kept; make room and start again"
+        raise OSError(error.errno, message) from error

@@ -9,6 +9,7 @@ over. Several may write at once.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable
 from io import BufferedWriter
 from pathlib import Path
@@ -141,11 +142,16 @@ class ShardReader:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file that is there whole or not at all."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft = draft_of(path)
     with draft.open("wb") as file:
         file.write(text.encode("utf-8"))
         _commit(file)
     draft.replace(path)
+
+
+def draft_of(path: Path) -> Path:
+    """Return a path beside another that no process on any machine uses, to write to before renaming."""
+    return path.with_name(f"{path.name}.draft-{uuid.uuid4().hex}")
 
 
 def _commit(file: BufferedWriter) -> None:

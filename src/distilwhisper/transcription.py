@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -294,9 +295,14 @@ class Transcriber:
             head: What :func:`output_head` returned for this model, where many batches follow.
         """
         durations = durations_s or [self.window_s] * len(input_features)
-        head = head or self.decoder.head(self.model)
-        windows = self._decode(self.decoder.encode(input_features), durations, head)
-        return [self._transcript(window, duration) for window, duration in zip(windows, durations, strict=True)]
+        return self.transcribe_states(
+            self.decoder.encode(input_features), durations, head or self.decoder.head(self.model)
+        )
+
+    def transcribe_states(self, states: States, durations_s: Sequence[float], head: Head) -> list[Transcript]:
+        """Transcribe one batch of encoder outputs; see :meth:`transcribe_features`."""
+        windows = self._decode(states, durations_s, head)
+        return [self._transcript(window, duration) for window, duration in zip(windows, durations_s, strict=True)]
 
     def _decode(self, states: States, durations_s: Sequence[float], head: Head) -> list[Window]:
         languages = [self.language] * len(durations_s)
@@ -321,12 +327,20 @@ def _load_model(model: Any, dtype: torch.dtype | None, device: Any, options: dic
     if isinstance(model, (str, Path)):
         model = load_whisper(model, dtype, **options).eval()
         if device is None:
-            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+            device = _default_device()
         if dtype is None and model.dtype == torch.float16 and torch.device(device).type == "cpu":
             dtype = torch.float32
     elif options:
         raise TypeError(f"{sorted(options)} tell how to load a model, but the model is loaded already")
     return model.to(device=device, dtype=dtype)
+
+
+def _default_device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return torch.device("cpu")
+    # Processes that were started together on one machine take a device each.
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
 
 def _load_processor(model: WhisperForConditionalGeneration, options: dict[str, Any]) -> WhisperProcessor:

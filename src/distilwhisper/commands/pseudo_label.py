@@ -3,6 +3,11 @@ r"""Transcribe a data set with the teacher.
 distilwhisper pseudo-label --model openai/whisper-large-v3 --dataset mozilla-foundation/common_voice_17_0 --config de \
     --split train --language de --text_column sentence --output_dir labels --batch_size 64 --dtype bfloat16
 distilwhisper pseudo-label --model examples/teacher --dataset recordings/ --language en --output_dir outputs/labels
+accelerate launch -m distilwhisper pseudo-label ...   # a process for each GPU
+distilwhisper pseudo-label --streaming true ...       # Hub data sets and tar files, without a copy of them first
+
+Whatever stops it, the same command goes on. Run it as often as you like at the same time, on all machines that share
+the output directory: see examples/slurm/pseudo_label.sbatch.
 """
 
 from __future__ import annotations
@@ -37,6 +42,13 @@ class Arguments:
         default="text", metadata={"help": "Column of the reference transcripts, if there are any."}
     )
     id_column: str | None = field(default=None, metadata={"help": "Column that names the recordings in reports."})
+    streaming: bool = field(default=False, metadata={"help": "Read a Hub data set or tar files row by row."})
+    num_workers: int = field(default=2, metadata={"help": "Threads that read recordings while the model runs."})
+    shard_rows: int = field(default=512, metadata={"help": "Rows that a process takes at a time."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Keep what encoder and teacher compute here, for train --state_cache."}
+    )
+    encoder_dtype: str = field(default="model", metadata={"help": "Form of the encoder's output there: model or int8."})
     speaker_column: str | None = field(
         default=None,
         metadata={"help": "Column of speakers; with it, labels get the speaker's previous text as prompt."},
@@ -57,12 +69,17 @@ def run(args: Arguments) -> str:
         batch_size=args.batch_size,
         dtype=getattr(torch, args.dtype),
     )
+    options = {"streaming": True} if args.streaming else {}
     labeler.label(
-        load_speech(args.dataset, args.split, config=args.config, audio_column=args.audio_column),
+        load_speech(args.dataset, args.split, config=args.config, audio_column=args.audio_column, **options),
         args.output_dir,
         audio_column=args.audio_column,
         text_column=args.text_column,
         id_column=args.id_column,
         speaker_column=args.speaker_column,
+        num_workers=args.num_workers,
+        cache_dir=args.cache_dir,
+        encoder_dtype=args.encoder_dtype,
+        shard_rows=args.shard_rows,
     )
     return f"{labeler.report}\nsaved in {args.output_dir}"

@@ -1,0 +1,70 @@
+"""Transcription of ready-made batches: read ahead by threads, halved where memory does not suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from distilwhisper.audio import AudioError, Samples, load_audio
+from distilwhisper.batches import Batch, Halving, prefetched
+from distilwhisper.transcription import OnBatch, Transcriber
+from distilwhisper.transcripts import Transcript
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class BatchTranscriber:
+    """Transcribes batches of recordings as they are given; what is longer than a window is refused.
+
+    Args:
+        transcriber: The model and its settings.
+    """
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        self.transcriber = transcriber
+        self._run_in_memory = Halving()
+
+    def __call__(
+        self,
+        batches: Iterable[Sequence[tuple[Key, Any]]],
+        *,
+        num_workers: int = 0,
+        on_batch: OnBatch | None = None,
+    ) -> Iterator[list[tuple[Key, Transcript | AudioError]]]:
+        """Transcribe batches; one that does not fit into memory is halved.
+
+        Args:
+            batches: Pairs of a name and whatever :func:`~distilwhisper.audio.load_audio` reads, in batches.
+            num_workers: Threads that read, resample and make log-mel features while the model runs; 0 for none.
+            on_batch: Called with the names, transcripts and encoder outputs of each batch, or half of one.
+
+        Yields:
+            Pairs of name and result, a list for each batch.
+
+        Raises:
+            RuntimeError: If memory does not suffice for a single recording.
+        """
+        decoder = self.transcriber.decoder
+        head = decoder.head(self.transcriber.model)
+
+        def run(batch: Batch[Key]) -> list[Transcript]:
+            states = decoder.encode(batch.features)
+            transcripts = self.transcriber.transcribe_states(states, batch.durations_s, head)
+            if on_batch is not None:
+                on_batch(batch.keys, transcripts, states.model)
+            return transcripts
+
+        for bad, batch in prefetched(self._prepare, batches, num_workers):
+            yield [*bad, *zip(batch.keys, self._run_in_memory(run, batch), strict=True)]
+
+    def _prepare(self, recordings: Sequence[tuple[Key, Any]]) -> tuple[list[tuple[Key, AudioError]], Batch[Key]]:
+        rate, bad, good = self.transcriber.sampling_rate, list[tuple[Key, AudioError]](), list[tuple[Key, Samples]]()
+        for key, value in recordings:
+            try:
+                good.append((key, load_audio(value, rate, max_duration_s=self.transcriber.window_s)))
+            except AudioError as error:
+                bad.append((key, error))
+        features = self.transcriber.extract_features([audio for _, audio in good]) if good else torch.empty(0)
+        return bad, Batch([key for key, _ in good], [len(audio) / rate for _, audio in good], features)

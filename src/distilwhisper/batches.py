@@ -1,0 +1,116 @@
+"""Batches of recordings: of like length, read ahead by threads, halved where memory does not suffice."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
+
+from distilwhisper.audio import audio_duration
+
+logger = logging.getLogger(__name__)
+
+InputT = TypeVar("InputT")
+OutputT = TypeVar("OutputT")
+KeyT = TypeVar("KeyT")
+
+
+@dataclass(frozen=True)
+class Batch(Generic[KeyT]):
+    """Recordings that are ready for a model.
+
+    Attributes:
+        keys: Their names.
+        durations_s: Their lengths, in seconds.
+        features: Their log-mel features, ``[batch, mels, frames]``.
+    """
+
+    keys: list[KeyT]
+    durations_s: list[float]
+    features: Tensor
+
+    def split(self, size: int) -> list[Batch[KeyT]]:
+        """Return the batch in pieces of at most so many recordings."""
+        parts = [slice(start, start + size) for start in range(0, len(self.keys), size)]
+        return [Batch(self.keys[part], self.durations_s[part], self.features[part]) for part in parts]
+
+
+class Halving:
+    """Runs batches, in halves or less where memory does not suffice; what fitted is remembered."""
+
+    def __init__(self) -> None:
+        self._fitting: int | None = None
+
+    def __call__(self, run: Callable[[Batch[KeyT]], list[OutputT]], batch: Batch[KeyT]) -> list[OutputT]:
+        """Return what ``run`` returns for all pieces of a batch.
+
+        Raises:
+            RuntimeError: If memory does not suffice for one recording; or whatever else ``run`` raises.
+        """
+        pieces = deque(batch.split(self._fitting or max(1, len(batch.keys))))
+        outputs: list[OutputT] = []
+        while pieces:
+            piece = pieces.popleft()
+            try:
+                outputs += run(piece)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if len(piece.keys) == 1 or not _is_out_of_memory(error):
+                    raise
+            # Out here the error is gone, and with it the tensors that its frames held.
+            clear_device_cache(garbage_collection=True)
+            self._fitting = min(len(piece.keys) // 2, self._fitting or len(piece.keys))
+            logger.warning("%d recordings do not fit into memory: going on with %d", len(piece.keys), self._fitting)
+            pieces = deque(part for each in (piece, *pieces) for part in each.split(self._fitting))
+        return outputs
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+
+
+def plan_batches(durations_s: Sequence[float | None], batch_size: int) -> list[list[int]]:
+    """Return the places of recordings in batches of like length, so that few wait for the longest of their batch.
+
+    The batches follow from the durations alone: the same recordings make the same batches again.
+
+    Args:
+        durations_s: Lengths as the headers state them, None where they do not.
+        batch_size: Recordings in a batch.
+    """
+    order = sorted(range(len(durations_s)), key=lambda place: durations_s[place] or 0.0)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def stated_duration(value: Any, sampling_rate: int) -> float | None:
+    """Return what the header of a recording says of its length, in seconds; None for a URL, which is not fetched."""
+    source = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
+    return None if isinstance(source, str) and "://" in source else audio_duration(value, sampling_rate)
+
+
+def prefetched(prepare: Callable[[InputT], OutputT], inputs: Iterable[InputT], num_workers: int) -> Iterator[OutputT]:
+    """Yield ``prepare(input)`` in order, made by threads a little ahead of their use.
+
+    Args:
+        prepare: What the threads do.
+        inputs: Read one by one, as they are needed.
+        num_workers: Number of threads; 0 for none. As many outputs, and one more, are held in memory.
+    """
+    if num_workers == 0:
+        yield from map(prepare, inputs)
+        return
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting: deque[Future[OutputT]] = deque()
+        for each in inputs:
+            waiting.append(pool.submit(prepare, each))
+            if len(waiting) > num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
