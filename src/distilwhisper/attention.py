@@ -74,7 +74,7 @@ def without_masks(*models: Any) -> AbstractContextManager[None]:
 
 
 def without_flash(*models: Any) -> AbstractContextManager[None]:
-    """Let float32 models run outside mixed precision, as in generation: FlashAttention takes 16 bits alone.
+    """Let models with float32 weights run outside mixed precision, as generation does: FlashAttention takes 16 bits.
 
     Args:
         models: Models, of which those with ``flash_attention_2`` are switched to ``sdpa``; None is passed over.
