@@ -69,15 +69,15 @@ def recordings():
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_of_every_vocabulary_are_those_of_transformers(kind, tmp_path):
     """Layer counts that no published model has, 80 and 128 mel bins."""
-    model, processor = model_and_processor(kind, encoder_layers=1, decoder_layers=3, **WIDTHS)
+    model, processor = model_and_processor(kind, window_s=5, encoder_layers=1, decoder_layers=3, **WIDTHS)
     ggml.write(model, processor, tmp_path)
     mels = model.config.num_mel_bins
-    features = torch.randn(2, mels, 100)
+    features = torch.randn(2, mels, 500)
     prompt = WhisperTokens.from_tokenizer(processor.tokenizer).prefix("en")
     ids = [[17, 40_000, 3], [5, 6, 7]]
     for row, logits in enumerate(in_whisper_cpp("logits", features.numpy(), prompt, ids, tmp_path=tmp_path)):
         own = forced_logits(model, features[row], prompt, ids[row])
-        assert np.abs(logits - own).max() < 0.05 * own.std()
+        assert np.abs(logits - own).max() < 0.1 * own.std()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "q8_0", "q5_0"])

@@ -29,22 +29,20 @@ assistant = AutoModelForCausalLM.from_pretrained("@repo", subfolder="decoder-onl
 transcriber = pipeline("{_TASK}", model="@teacher"@generate)
 options = {{"assistant_model": assistant}}
 print(transcriber({{"raw": samples, "sampling_rate": rate}}, generate_kwargs=options)["text"])""",
-    "openai-whisper": """import whisper
+    "openai-whisper": f"""import whisper
 from huggingface_hub import hf_hub_download
-
-model = whisper.load_model(hf_hub_download("@repo", "openai-whisper/@file"))
-print(model.transcribe("audio.wav", language="@language")["text"])""",
+{_READ}model = whisper.load_model(hf_hub_download("@repo", "openai-whisper/@file"))
+print(model.transcribe(samples, language="@language")["text"])""",
     "ctranslate2": """from faster_whisper import WhisperModel
 from huggingface_hub import snapshot_download
 
 model = WhisperModel(snapshot_download("@repo", allow_patterns="ctranslate2/*") + "/ctranslate2")
 segments, _ = model.transcribe("audio.wav", language="@language")
 print("".join(segment.text for segment in segments))""",
-    "ggml": """from huggingface_hub import hf_hub_download
+    "ggml": f"""from huggingface_hub import hf_hub_download
 from pywhispercpp.model import Model
-
-model = Model(hf_hub_download("@repo", "ggml/@file"), language="@language")
-print(" ".join(segment.text for segment in model.transcribe("audio.wav")))""",
+{_READ}model = Model(hf_hub_download("@repo", "ggml/@file"), language="@language")
+print(" ".join(segment.text for segment in model.transcribe(samples)))""",
     "onnx": f"""import {{ pipeline }} from "@huggingface/transformers";
 
 const transcriber = await pipeline("{_TASK}", "@repo", {{ dtype: "@dtype" }});
