@@ -19,13 +19,27 @@ MODULES = [name for name in FILES if name != "__init__"]
 COMMANDS = [name for name in MODULES if name.split(".")[0] == "commands"]
 
 FLOORS = [
-    "arguments audio checkpoints divergences environment grammar models normalizers".split()
-    + "pages plots shards tables tokens".split(),
-    "cache collator filter_reports generation loading losses metrics reports student synthesis".split(),
-    "cached_inputs label_rules modeling samples scoring transcription".split(),
-    "caching label_scores".split(),
-    "benchmarks dataset_filters evaluation preparation pseudo_labels".split(),
-    "filtering trainer".split(),
+    [
+        *"arguments attention audio checkpoints costs divergences environment export.formats".split(),
+        *"export.graphs export.greedy grammar hub labels models normalizers pages plots row_files shards".split(),
+        *"stepping tables token_rules tokens top_k worklist".split(),
+    ],
+    [
+        *"batches beam_search cache collator export.openai_whisper export.runtimes filter_reports".split(),
+        *"fused_loss label_joining loading metrics pieces references reports row_sources segments".split(),
+        *"spectrograms student synthesis voice_activity".split(),
+    ],
+    [
+        *"export.ggml export.onnx generation label_rules label_store losses packing samples scoring".split(),
+        *"segmentation".split(),
+    ],
+    "cached_inputs export.transformers label_scores modeling preparation speculative word_timing".split(),
+    "dataset_filters decoding export.ctranslate2 export.decoder_only trainer".split(),
+    "chunking filtering longform transcripts".split(),
+    ["transcription"],
+    "alignment batch_transcription benchmarks caching evaluation export.parity".split(),
+    "export.exporting model_card pseudo_labels".split(),
+    ["export"],
     COMMANDS,
     ["cli"],
     ["__main__"],
@@ -33,9 +47,11 @@ FLOORS = [
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
-    *"audio checkpoints cli environment grammar normalizers pages plots shards tables".split(),
-    *"loading metrics reports scoring synthesis".split(),
-    *"dataset_filters filter_reports filtering label_rules label_scores".split(),
+    *"audio checkpoints cli costs dataset_filters environment export export.ctranslate2".split(),
+    *"export.formats export.ggml export.graphs export.greedy export.onnx export.runtimes".split(),
+    *"filter_reports filtering grammar hub label_rules label_scores label_store labels loading".split(),
+    *"metrics model_card normalizers pages pieces plots references reports row_files row_sources".split(),
+    *"scoring segmentation shards synthesis tables voice_activity worklist".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
 

@@ -129,15 +129,9 @@ def cache_states(
     elif collator_settings:
         raise TypeError(f"{sorted(collator_settings)} are settings of a collator, but a collator is given too")
     recorder = StateRecorder(
-        transcriber,
-        cache_dir,
-        collator,
-        encoder_dtype=encoder_dtype,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        top_k=top_k,
-        temperature=temperature,
-    )
+        transcriber, cache_dir, collator, encoder_dtype=encoder_dtype, batch_size=batch_size, num_workers=num_workers,
+        top_k=top_k, temperature=temperature,
+    )  # fmt: skip
     recorder.record_all(dataset)
     logger.info("%s", recorder.report)
     return recorder.report

@@ -65,5 +65,7 @@ FORMATS = {
     "decoder-only": Format("decoder_only", isolated=False),
     "openai-whisper": Format("openai_whisper", runtime="whisper", extra="openai-whisper"),
     "ctranslate2": Format("ctranslate2", writer="ctranslate2", runtime="ctranslate2", extra="ctranslate2"),
+    "ggml": Format("ggml", runtime="pywhispercpp", extra="ggml"),
+    "onnx": Format("onnx", writer="onnx", runtime="onnxruntime", extra="onnx"),
 }
 """The formats by name."""
