@@ -225,7 +225,7 @@ class LabelStore:
 
     def _write_state(self, names: list[str]) -> None:
         Dataset.from_file(str(self.directory / names[0])).info.write_to_directory(str(self.directory))
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": uuid.uuid4().hex[:16],
             "_format_columns": None,

@@ -214,8 +214,8 @@ def _draw_sentence(rng: np.random.Generator, split: str) -> str:
 def _draw_voice(rng: np.random.Generator, split: str, is_new: bool = False) -> tuple[str, str]:
     """Return an accent and a voice of it."""
     unheard = split == "ood_accents"
-    accents, variants = (UNHEARD_ACCENTS, UNHEARD_VARIANTS) if unheard else (ACCENTS, VARIANTS)
-    variants = NEW_VARIANTS if is_new else variants
+    accents: tuple[str, ...] = UNHEARD_ACCENTS if unheard else ACCENTS
+    variants: tuple[str, ...] = UNHEARD_VARIANTS if unheard else NEW_VARIANTS if is_new else VARIANTS
     accent = accents[rng.integers(len(accents))]
     return accent, f"{accent}+{variants[rng.integers(len(variants))]}"
 

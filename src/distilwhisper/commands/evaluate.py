@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from distilwhisper.benchmarks import compare_latency
 from distilwhisper.evaluation import evaluate
@@ -38,7 +39,7 @@ OPTIONS = (Arguments,)
 def run(args: Arguments) -> str:
     """Evaluate one model, or two side by side; return the tables."""
     sets = load_named(args.data)
-    settings = {"language": args.language, "batch_size": args.batch_size}
+    settings: dict[str, Any] = {"language": args.language, "batch_size": args.batch_size}
     student = Transcriber(args.model, **settings)
     result = evaluate(student, sets, language=args.language, text_column=args.text_column)
     tables, output = [f"{args.model}\n{result}"], {"student": result.to_dict()}
