@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from distilwhisper.caching import CacheReport, cache_states
     from distilwhisper.checkpoints import last_checkpoint
     from distilwhisper.collator import DataCollatorForDistillation
-    from distilwhisper.evaluation import EvaluationResult, evaluate
+    from distilwhisper.evaluation import evaluate
     from distilwhisper.filtering import FilterReport, WERFilter
     from distilwhisper.loading import load_speech
     from distilwhisper.losses import DistillationLoss, distillation_loss
     from distilwhisper.metrics import ErrorCounts
     from distilwhisper.normalizers import get_normalizer
     from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
+    from distilwhisper.results import EvaluationResult, relative_error_rates
+    from distilwhisper.significance import compare_word_errors, word_error_interval
     from distilwhisper.student import create_student, save_processor
     from distilwhisper.trainer import DistillationTrainer
     from distilwhisper.transcription import Transcriber, Transcript
@@ -36,7 +38,7 @@ _MODULES = {
     "DistillationTrainer": "trainer",
     "DistillationTrainingArguments": "arguments",
     "ErrorCounts": "metrics",
-    "EvaluationResult": "evaluation",
+    "EvaluationResult": "results",
     "FilterReport": "filtering",
     "LabelReport": "pseudo_labels",
     "LatencyComparison": "benchmarks",
@@ -49,6 +51,7 @@ _MODULES = {
     "WERFilter": "filtering",
     "cache_states": "caching",
     "compare_latency": "benchmarks",
+    "compare_word_errors": "significance",
     "create_student": "student",
     "distillation_loss": "losses",
     "evaluate": "evaluation",
@@ -57,7 +60,9 @@ _MODULES = {
     "load_audio": "audio",
     "load_speech": "loading",
     "measure_latency": "benchmarks",
+    "relative_error_rates": "results",
     "save_processor": "student",
+    "word_error_interval": "significance",
 }
 
 __version__ = version("distilwhisper")
@@ -83,6 +88,7 @@ __all__ = [
     "WERFilter",
     "cache_states",
     "compare_latency",
+    "compare_word_errors",
     "create_student",
     "distillation_loss",
     "evaluate",
@@ -91,7 +97,9 @@ __all__ = [
     "load_audio",
     "load_speech",
     "measure_latency",
+    "relative_error_rates",
     "save_processor",
+    "word_error_interval",
 ]
 
 

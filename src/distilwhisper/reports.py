@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from distilwhisper.pages import LEGEND, figure, grid, mark_words, page, scroll_box, section
-from distilwhisper.plots import plot_curves, plot_label_histogram, plot_trade_off, plot_word_error_rates, read_curves
+from distilwhisper.plots import plot_bars, plot_curves, plot_label_histogram, plot_trade_off, read_curves
 from distilwhisper.tables import escape_markdown, html_table, markdown_table, text_table
 
 AVERAGES_NOTE = (
@@ -225,9 +225,9 @@ def render_page(report: DistillationReport) -> str:
 
 
 def _accuracy_section(report: DistillationReport) -> str:
-    rates = {model.name: model.wer for model in report.models}
-    chart = plot_word_error_rates(rates, "Bars of the word error rates in the table above, by set and model.")
-    figures = [figure(chart, "Word error rate by set", "Shorter is better. A cut bar is longer than shown.")]
+    rates = {model.name: {name: 100 * wer for name, wer in model.wer.items()} for model in report.models}
+    chart = plot_bars(rates, "Bars of the word error rates in the table above, by set and model.")
+    figures = [figure(chart.svg(), "Word error rate by set", "Shorter is better. A cut bar is longer than shown.")]
     where, sets = report._judged_on()
     timed = [(model, model.latency_ms) for model in report.models if model.latency_ms is not None]
     points = {model.name: (latency, 100 * _average(model, sets)) for model, latency in timed}
@@ -235,7 +235,7 @@ def _accuracy_section(report: DistillationReport) -> str:
         told = ", ".join(f"{name} {ms:.0f} ms and {rate:.1f} %" for name, (ms, rate) in points.items())
         described = f"Word error rate against latency: {told}."
         chart = plot_trade_off(points, f"WER {where} (%)", described, models=list(rates))
-        figures.append(figure(chart, "Word error rate against latency", "Lower left is better."))
+        figures.append(figure(chart.svg(), "Word error rate against latency", "Lower left is better."))
     return section("Accuracy and speed", grid(*figures))
 
 
@@ -245,10 +245,12 @@ def _training_section(report: DistillationReport) -> Iterator[str]:
     figures = []
     if losses:
         chart = plot_curves(losses, "loss", "Training loss by step", logarithmic=True)
-        figures.append(figure(chart, "Training loss", "The terms as logged, before they are weighted into the total."))
+        figures.append(
+            figure(chart.svg(), "Training loss", "The terms as logged, before they are weighted into the total.")
+        )
     if rates:
         chart = plot_curves(rates, "WER (%)", "Validation WER by step, in percent", logarithmic=True)
-        figures.append(figure(chart, "Validation word error rate", "Logarithmic where it falls far."))
+        figures.append(figure(chart.svg(), "Validation word error rate", "Logarithmic where it falls far."))
     if figures:
         yield section("Training", grid(*figures))
 
@@ -260,7 +262,7 @@ def _filter_section(report: DistillationReport) -> Iterator[str]:
     counts = ", ".join(f"{count:,}" for count in histogram["samples"])
     description = f"Histogram of the word error rates of the labels; samples in each bin: {counts}."
     chart = plot_label_histogram(histogram["upper_edges"], histogram["samples"], threshold, description)
-    labels = figure(chart, "Word error rate of the labels", "Of samples that have both a label and a reference.")
+    labels = figure(chart.svg(), "Word error rate of the labels", "Of samples that have both a label and a reference.")
     table = scroll_box(html_table(_filter_rows(report.filter)), "filter", "What the filter kept and dropped")
     yield section("Filter", grid(labels, table))
 

@@ -180,7 +180,7 @@ def _utterance(config: CorpusConfig, split: str, index: int) -> dict[str, Any]:
     name = f"{split}-{config.seed}-{index:06d}"
     return {
         "id": name,
-        "audio": {"bytes": _flac(samples), "path": f"{name}.flac"},
+        "audio": {"bytes": encode_flac(samples), "path": f"{name}.flac"},
         "text": wrong_transcript(sentence, rng) if is_wrong else sentence,
         "true_text": sentence,
         "is_wrong": is_wrong,
@@ -211,7 +211,8 @@ def _say(sentence: str, voice: str, rng: np.random.Generator) -> Samples:
     return synthesize(sentence, voice, rate_wpm=int(rng.integers(150, 211)), pitch=int(rng.integers(30, 71)))
 
 
-def _flac(samples: Samples) -> bytes:
+def encode_flac(samples: Samples) -> bytes:
+    """Return samples at 16 kHz as a FLAC file of 16 bit."""
     file = BytesIO()
     soundfile.write(file, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()
