@@ -174,7 +174,7 @@ def test_the_page_is_well_formed_and_loads_nothing(full_report, tmp_path):
     assert not {"script", "link", "img", "iframe", "object", "image"} & set(page.tags)
     assert not re.search(r"https?:|@import|url\((?!#)", html)
     assert all(value.startswith("#") for name, value in page.attributes if name in ("href", "xlink:href", "src"))
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     used = {value[1:] for name, value in page.attributes if name == "xlink:href"} | set(
@@ -206,7 +206,7 @@ def test_the_page_has_only_the_sections_that_have_something_to_show(full_report,
     untimed = [replace(model, latency_ms=None, relative_latency=None) for model in BARE.models]
     bare = written_page(replace(BARE, models=untimed), tmp_path)
     assert re.findall("<h2>(.+?)</h2>", bare) == ["Accuracy and speed"]
-    assert Page(bare).tags.count("svg") == 1
+    assert Page(bare).tags.count("svg") == 2
 
 
 def test_the_bars_of_an_untrained_student_are_cut_and_still_labelled(full_report, tmp_path):

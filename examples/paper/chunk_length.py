@@ -5,9 +5,7 @@
 The lengths are the same shares of the model's window as the paper's 30, 25, 20, 15 and 10 s are of 30 s.
 """
 
-from common import WINDOW_SHARES, Lab, Row, estimate, main
-
-from distilwhisper.plots import plot_curves
+from common import WINDOW_SHARES, Lab, Row, curve_chart, estimate, main
 
 
 def run(lab: Lab) -> None:
@@ -22,10 +20,9 @@ def run(lab: Lab) -> None:
         }
         rates = {f"{name} (%)": estimate(result, sets, lab.args.seed) for name, result in results.items()}
         rows.append({"chunk length (s)": chunk_s, "in the paper (s)": paper_s, **rates})
-    curves = {name: [(row["chunk length (s)"], *row[f"{name} (%)"]) for row in rows] for name in models}
-    chart = plot_curves(
-        curves, "WER (%)", "Word error rate by chunk length, with 95 % intervals", xlabel="chunk length (s)"
-    )
+    columns = [f"{name} (%)" for name in models]
+    ticks = [f"{row['chunk length (s)']:g}" for row in rows]
+    chart = curve_chart(rows, columns, "chunk length (s)", ticks, "Word error rate by chunk length")
     lab.write("table_23", f"Table 23: chunk length, on {', '.join(sets)}", rows, chart)
 
 

@@ -34,6 +34,7 @@ from distilwhisper import (
     save_processor,
 )
 from distilwhisper.charts import Chart
+from distilwhisper.plots import plot_bars, plot_curves
 from distilwhisper.stages import Stages
 from distilwhisper.synthesis import CorpusConfig, add_noise, babble_noise, encode_flac, synthesize_corpus
 from distilwhisper.tables import markdown_table
@@ -340,7 +341,7 @@ class Lab:
         """Write a table as Markdown, CSV and JSON, and its figure, and print the table."""
         folder = self.args.results_dir or self.args.output_dir / "results"
         folder.mkdir(parents=True, exist_ok=True)
-        command = " ".join(["python", Path(sys.argv[0]).name and os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+        command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
         versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
         machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
         flat = [flatten(row) for row in rows]
@@ -361,6 +362,33 @@ class Lab:
         ]
         (folder / f"{name}.md").write_text("\n\n".join(filter(None, parts)) + "\n")
         print(f"\n{title}\n\n{shown}\n\n{folder / name}.md", flush=True)
+
+
+def bar_chart(estimates: Mapping[str, Mapping[str, Estimate]], description: str) -> Chart:
+    """Return bars of word error rates with their intervals: series to group to estimate."""
+    values = {name: {group: one.value for group, one in by_group.items()} for name, by_group in estimates.items()}
+    ends = {name: {group: one[1:] for group, one in by_group.items()} for name, by_group in estimates.items()}
+    return plot_bars(values, f"{description}, with 95 % intervals.", intervals=ends)
+
+
+def curve_chart(
+    rows: Sequence[Row], columns: Sequence[str], xlabel: str, ticks: Sequence[str], description: str
+) -> Chart:
+    """Return a curve with intervals for each column of estimates, the rows evenly spaced."""
+    curves = {
+        column.removesuffix(" (%)").removesuffix(" WER"): [(number, *row[column]) for number, row in enumerate(rows)]
+        for column in columns
+    }
+    described = f"{description}, with 95 % intervals"
+    return plot_curves(curves, "WER (%)", described, xlabel=xlabel, ticks=dict(enumerate(ticks)), logarithmic=True)
+
+
+def average_groups(sets: Iterable[str], known: Sequence[str]) -> dict[str, list[str]]:
+    """Return each set on its own, then those in and out of distribution and all, as far as there are any."""
+    sets = list(sets)
+    groups = {name: [name] for name in sets} | {"ID average": list(known)}
+    groups |= {"OOD average": [name for name in sets if name not in known], "average": sets}
+    return {name: members for name, members in groups.items() if members}
 
 
 def estimate(result: EvaluationResult, sets: Iterable[str], seed: int, rate: str = "wer") -> Estimate:

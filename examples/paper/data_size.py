@@ -3,9 +3,7 @@
 python examples/paper/data_size.py
 """
 
-from common import Lab, Row, main
-
-from distilwhisper.plots import plot_curves
+from common import Lab, Row, curve_chart, main
 
 SHARES = (0.02, 0.08, 0.32, 1.0)
 
@@ -18,15 +16,8 @@ def run(lab: Lab) -> None:
         student = lab.student() if share == 1 else lab.student(f"share-{share:g}", samples=samples)
         size = {"samples": samples, "minutes": 60 * share * report["kept"]["hours"], "proportion (%)": 100 * share}
         rows.append({**size, **lab.averages(lab.result(student))})
-    curves = {key: [(number, *row[key]) for number, row in enumerate(rows)] for key in [*rows[0]][3:]}
-    chart = plot_curves(
-        {key.removesuffix(" WER (%)"): points for key, points in curves.items()},
-        "WER (%)",
-        "Word error rate by amount of data, with 95 % intervals",
-        xlabel="training samples",
-        ticks={number: f"{row['samples']:,}" for number, row in enumerate(rows)},
-        logarithmic=True,
-    )
+    ticks = [f"{row['samples']:,}" for row in rows]
+    chart = curve_chart(rows, [*rows[0]][3:], "training samples", ticks, "Word error rate by amount of data")
     note = f"Each student was trained for {lab.args.updates} updates of {lab.args.batch_size} samples."
     lab.write("table_11", "Table 11: amount of training data", rows, chart, note)
 

@@ -9,6 +9,7 @@ tokens look back at them (CALM, Schuster et al. 2022).
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from common import Lab, Row, main
@@ -37,13 +38,14 @@ class EarlyExit:
         self.decoder, self.head, self.config = model.model.decoder, output_head(model), model.generation_config
 
     @torch.inference_mode()
-    def __call__(self, states: Tensor, threshold: float) -> tuple[list[int], list[int]]:
+    def __call__(self, features: Tensor, threshold: float) -> tuple[list[int], list[int]]:
         """Return the tokens of a recording, and how many decoder layers each took.
 
         Args:
-            states: The encoder's output, ``[1, positions, d_model]``.
+            features: Of the recording, ``[1, mels, frames]``.
             threshold: Least difference of the two greatest probabilities; 1 leaves nowhere.
         """
+        states = encode(self.model, features)
         prefix = torch.tensor([self.prefix], device=states.device)
         output = self.decoder(input_ids=prefix, encoder_hidden_states=states, use_cache=True)
         cache, depth = output.past_key_values, len(self.decoder.layers)
@@ -104,7 +106,7 @@ def run(lab: Lab) -> None:
         features = transcriber.extract_features([audio])
         turns = THRESHOLDS if number % 2 else THRESHOLDS[::-1]  # a machine that slows down favours none
         for threshold in turns:
-            (ids, used), took = timed(lambda at=threshold: decode(encode(transcriber.model, features), at))
+            (ids, used), took = timed(partial(decode, features, threshold))
             seconds[threshold] += took
             layers[threshold] += used
             heard = transcriber.processor.tokenizer.decode(ids, skip_special_tokens=True)

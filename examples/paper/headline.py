@@ -29,7 +29,7 @@ def run(lab: Lab) -> None:
         for name in models
     ]
     points = {
-        str(row["model"]): (1000 * times[str(row["model"])].median_s, row["short: WER (%)"].value) for row in rows
+        name: (1000 * times[name].median_s, row["short: WER (%)"].value) for name, row in zip(models, rows, strict=True)
     }
     described = "Word error rate out of distribution against the time of a short transcription."
     chart = plot_trade_off(points, "WER out of distribution (%)", described)

@@ -1,11 +1,11 @@
-"""Tables 17, 18 and 7: long recordings, by the sequential and the chunked algorithm; 8 and 19: their errors by kind.
+r"""Tables 17, 18 and 7: long recordings, sequential and chunked; tables 8 and 19: their errors by kind.
 
 python examples/paper/long_form.py
-python examples/paper/long_form.py --teacher openai/whisper-small.en --train mozilla.parquet:train \\
+python examples/paper/long_form.py --teacher openai/whisper-small.en --train mozilla.parquet:train \
         --long_id ted=tedlium:test --long_ood meanwhile=meanwhile:test --learning_rate 1e-4     # with network access
 """
 
-from common import Lab, Row, estimate, main
+from common import Lab, Row, average_groups, bar_chart, estimate, main
 
 from distilwhisper import EvaluationResult
 from distilwhisper.plots import plot_bars, plot_error_kinds
@@ -20,26 +20,18 @@ def run(lab: Lab) -> None:
         for algorithm in ("sequential", "chunked")
         for name, model in models.items()
     }
-    known = lab.long_in_distribution
-    groups = {name: [name] for name in lab.long_sets}
-    groups["ID average"] = known
-    groups["OOD average"] = [name for name in lab.long_sets if name not in known]
-    groups["average"] = [*lab.long_sets]
-    groups = {name: sets for name, sets in groups.items() if sets}
+    groups = average_groups(lab.long_sets, lab.long_in_distribution)
     rates_by_algorithm(lab, results, groups)
     errors_by_kind(lab, results, groups)
 
 
 def rates_by_algorithm(lab: Lab, results: dict[str, EvaluationResult], groups: dict[str, list[str]]) -> None:
-    rows: list[Row] = [
-        {"set": name} | {f"{model} (%)": estimate(result, sets, lab.args.seed) for model, result in results.items()}
-        for name, sets in groups.items()
-    ]
-    bars = {
-        model: {name: 100 * result.macro_average(sets) for name, sets in groups.items()}
+    rates = {
+        model: {name: estimate(result, sets, lab.args.seed) for name, sets in groups.items()}
         for model, result in results.items()
     }
-    chart = plot_bars(bars, "Word error rates of long recordings by model and algorithm.")
+    rows: list[Row] = [{"set": name} | {f"{model} (%)": rates[model][name] for model in rates} for name in groups]
+    chart = bar_chart(rates, "Word error rates of long recordings by model and algorithm")
     lab.write("table_17_18", "Tables 17 and 18: word error rates of long recordings", rows, chart)
 
     slowest = seconds(results["teacher, sequential"])
@@ -49,14 +41,13 @@ def rates_by_algorithm(lab: Lab, results: dict[str, EvaluationResult], groups: d
             "model": name.split(", ")[0],
             "algorithm": name.split(", ")[1],
             "relative latency": slowest / seconds(result),
-            f"{summary} WER (%)": estimate(result, groups[summary], lab.args.seed),
+            f"{summary} WER (%)": rates[name][summary],
         }
         for name, result in results.items()
     ]
     speed = {name: {"": slowest / seconds(result)} for name, result in results.items()}
-    chart = plot_bars(
-        speed, "Relative latency by model and algorithm.", label="times faster than the teacher, sequential"
-    )
+    described = "Relative latency by model and algorithm."
+    chart = plot_bars(speed, described, label="times faster than the teacher, sequential")
     note = (
         "Relative latency is the time of the teacher with the sequential algorithm over that of the row, reading the "
         "audio included; chunks are transcribed 16 at a time."
@@ -72,10 +63,7 @@ def seconds(result: EvaluationResult) -> float:
 def errors_by_kind(lab: Lab, results: dict[str, EvaluationResult], groups: dict[str, list[str]]) -> None:
     rows: list[Row] = []
     for name, sets in groups.items():
-        repeats = {
-            model: sum(result.sets[one].repeated_5grams for one in sets) / len(sets)
-            for model, result in results.items()
-        }
+        repeats = {model: result.macro_average(sets, "repeated_5grams") for model, result in results.items()}
         rows.append({"set": name, "measure": "5-Dup.", **repeats})
         for kind, rate in KINDS.items():
             rates = {model: 100 * result.macro_average(sets, rate) for model, result in results.items()}

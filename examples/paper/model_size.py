@@ -36,8 +36,8 @@ def run(lab: Lab) -> None:
     points = {name: (1000 * times[name].median_s, rate) for name, rate in rates.items()}
     chart = plot_trade_off(points, "WER out of distribution (%)", "Word error rate against latency by layers kept.")
     note = (
-        "The first row is the teacher. Relative latency is the teacher's median time of a transcription at batch size 1 "
-        f"over the model's. Each student was trained for {lab.args.updates} updates of {lab.args.batch_size} samples."
+        "The first row is the teacher. Relative latency is the teacher's median time of a transcription over the "
+        f"model's, at batch size 1. Each student was trained for {lab.args.updates} updates of {lab.args.batch_size}."
     )
     lab.write("table_12", "Table 12: layers of encoder and decoder", rows, chart, note)
 

@@ -3,9 +3,7 @@
 python examples/paper/objective.py
 """
 
-from common import Lab, Row, main
-
-from distilwhisper.plots import plot_bars
+from common import Lab, Row, bar_chart, main
 
 
 def run(lab: Lab) -> None:
@@ -15,10 +13,8 @@ def run(lab: Lab) -> None:
         "PL + KL + MSE": lab.student("pl-kl-mse", mse_weight=1.0),
     }
     rows: list[Row] = [{"objective": name, **lab.averages(lab.result(student))} for name, student in students.items()]
-    keys = [*rows[0]][1:]
-    bars = {str(row["objective"]): {key: row[key].value for key in keys} for row in rows}
-    ends = {str(row["objective"]): {key: row[key][1:] for key in keys} for row in rows}
-    chart = plot_bars(bars, "Word error rates by objective, with 95 % intervals.", intervals=ends)
+    bars = {str(row["objective"]): {key: row[key] for key in [*row][1:]} for row in rows}
+    chart = bar_chart(bars, "Word error rates by objective")
     note = (
         f"Each student was trained for {lab.args.updates} updates of {lab.args.batch_size} samples; weights 1.0 (PL), "
         "0.8 (KL), 1.0 (MSE)."

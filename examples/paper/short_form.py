@@ -1,14 +1,14 @@
-"""Tables 16 and 6: short recordings in and out of distribution, and effective robustness.
+r"""Tables 16 and 6: short recordings in and out of distribution, and effective robustness.
 
 python examples/paper/short_form.py
-python examples/paper/short_form.py --teacher openai/whisper-small.en --train mozilla.parquet:train \\
+python examples/paper/short_form.py --teacher openai/whisper-small.en --train mozilla.parquet:train \
         --id cv=commonvoice:test --ood voxpopuli=vox:test --learning_rate 1e-4     # with network access
 """
 
-from common import Lab, Row, estimate, main
+from common import Lab, Row, average_groups, bar_chart, estimate, main
 
 from distilwhisper import compare_word_errors, relative_error_rates
-from distilwhisper.plots import plot_bars, plot_trade_off
+from distilwhisper.plots import plot_trade_off
 
 
 def run(lab: Lab) -> None:
@@ -18,16 +18,13 @@ def run(lab: Lab) -> None:
         "student": lab.final_student(),
     }
     results = {name: lab.result(model) for name, model in models.items()}
-    groups = {name: [name] for name in lab.short_sets}
-    groups |= {"ID average": lab.in_distribution, "OOD average": lab.out_of_distribution, "average": [*lab.short_sets]}
-    rows: list[Row] = [
-        {"set": name} | {f"{model} (%)": estimate(result, sets, lab.args.seed) for model, result in results.items()}
-        for name, sets in groups.items()
-        if sets
-    ]
-    bars = {model: {str(row["set"]): row[f"{model} (%)"].value for row in rows} for model in models}
-    ends = {model: {str(row["set"]): row[f"{model} (%)"][1:] for row in rows} for model in models}
-    chart = plot_bars(bars, "Word error rates of each model on each set, with 95 % intervals.", intervals=ends)
+    groups = average_groups(lab.short_sets, lab.in_distribution)
+    rates = {
+        model: {name: estimate(result, sets, lab.args.seed) for name, sets in groups.items()}
+        for model, result in results.items()
+    }
+    rows: list[Row] = [{"set": name} | {f"{model} (%)": rates[model][name] for model in rates} for name in groups]
+    chart = bar_chart(rates, "Word error rates of each model on each set")
     lab.write("table_16", "Table 16: word error rates of short recordings", rows, chart)
 
     teacher, student = results["teacher"], results["student"]

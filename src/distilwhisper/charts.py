@@ -88,7 +88,7 @@ class Chart:
 
 
 def set_scale(axes: Any, values: Sequence[float], logarithmic: bool) -> None:
-    """Scale the vertical axis: from 0, or logarithmic if asked for and the values are positive and span a factor of 8."""
+    """Scale the vertical axis: from 0, or logarithmic if asked for and the values are positive and far apart."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     if logarithmic and min(values) > 0 and max(values) > 8 * min(values):
