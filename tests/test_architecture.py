@@ -15,19 +15,31 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 MODULES = [name for name in FILES if name != "__init__"]
 
 FLOORS = [
-    "arguments audio charts checkpoints divergences grammar normalizers shards".split()
-    + "stages student tables tokens".split(),
-    "cache collator generation loading losses metrics pages plots synthesis".split(),
-    "cached_inputs filtering modeling report_sections samples scoring significance transcription word_errors".split(),
-    "caching results".split(),
-    "benchmarks evaluation preparation pseudo_labels reports".split(),
+    "arguments audio charts checkpoints divergences grammar normalizers shards stages".split()
+    + "stepping student tables token_rules tokens".split(),
+    "beam_search cache collator loading losses metrics pages pieces plots segments spectrograms synthesis".split(),
+    "filtering generation modeling report_sections samples scoring significance word_errors".split(),
+    "cached_inputs results speculative word_timing".split(),
+    "decoding reports".split(),
+    "chunking longform transcripts".split(),
+    ["transcription"],
+    ["caching"],
+    "benchmarks evaluation preparation pseudo_labels".split(),
     ["trainer"],
 ]
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
-    *"audio charts checkpoints grammar normalizers pages shards stages tables".split(),
-    *"filtering loading metrics plots report_sections reports results scoring significance synthesis".split(),
+    "arguments audio charts checkpoints divergences grammar normalizers shards stages".split()
+    + "stepping student tables token_rules tokens".split(),
+    "beam_search cache collator loading losses metrics pages pieces plots segments spectrograms synthesis".split(),
+    "filtering generation modeling report_sections samples scoring significance word_errors".split(),
+    "cached_inputs results speculative word_timing".split(),
+    "decoding reports".split(),
+    "chunking longform transcripts".split(),
+    ["transcription"],
+    ["caching"],
+    "benchmarks evaluation preparation pseudo_labels".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
 

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from distilwhisper.normalizers import get_normalizer
     from distilwhisper.pseudo_labels import LabelReport, PseudoLabeler
     from distilwhisper.results import EvaluationResult, relative_error_rates
+    from distilwhisper.segments import Segment, Word
     from distilwhisper.significance import compare_word_errors, word_error_interval
+    from distilwhisper.speculative import SpeculationReport
     from distilwhisper.student import create_student, save_processor
     from distilwhisper.trainer import DistillationTrainer
-    from distilwhisper.transcription import Transcriber, Transcript
+    from distilwhisper.transcription import Transcriber
+    from distilwhisper.transcripts import Transcript
 
 _MODULES = {
     "PRESETS": "arguments",
@@ -44,11 +47,14 @@ _MODULES = {
     "LatencyComparison": "benchmarks",
     "LatencyResult": "benchmarks",
     "PseudoLabeler": "pseudo_labels",
+    "Segment": "segments",
+    "SpeculationReport": "speculative",
     "StateCache": "cache",
     "StateCacheError": "cache",
     "Transcriber": "transcription",
-    "Transcript": "transcription",
+    "Transcript": "transcripts",
     "WERFilter": "filtering",
+    "Word": "segments",
     "cache_states": "caching",
     "compare_latency": "benchmarks",
     "compare_word_errors": "significance",
@@ -81,11 +87,14 @@ __all__ = [
     "LatencyComparison",
     "LatencyResult",
     "PseudoLabeler",
+    "Segment",
+    "SpeculationReport",
     "StateCache",
     "StateCacheError",
     "Transcriber",
     "Transcript",
     "WERFilter",
+    "Word",
     "cache_states",
     "compare_latency",
     "compare_word_errors",

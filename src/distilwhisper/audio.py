@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,13 +64,47 @@ def load_audio(value: Any, sampling_rate: int = 16_000, *, max_duration_s: float
     mono = _mono(samples)
     if mono.size and max_duration_s is not None and len(mono) > round(max_duration_s * rate):
         raise AudioError("too_long", f"the recording is longer than {max_duration_s:g} s; cut it into pieces first")
-    if not np.isfinite(mono).all():
-        raise AudioError("not_finite", "the recording holds samples that are NaN or infinite")
+    _finite(mono)
     if mono.size and rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate)
     if not mono.size:
         raise AudioError("empty", "the recording holds no samples")
     return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def audio_blocks(value: Any, sampling_rate: int = 16_000) -> Iterator[Samples]:
+    """Read a recording of any length block by block: mono, resampled, as :func:`load_audio` gives it.
+
+    Memory is constant for files and their bytes. Other recordings are samples that lie in memory anyway.
+
+    Args:
+        value: As for :func:`load_audio`.
+        sampling_rate: Rate of the result, in Hz.
+
+    Yields:
+        Samples in [-1, 1] as float32, about a minute a block; no block is empty.
+
+    Raises:
+        AudioError: If there is no usable recording.
+    """
+    source = _source(value)
+    if not isinstance(source, (bytes, Path)):
+        yield load_audio(source, sampling_rate)
+        return
+    stream, samples = None, 0
+    for block, rate in _file_blocks(source):
+        mono = _finite(_mono(block))
+        if rate != sampling_rate:
+            stream = stream or soxr.ResampleStream(rate, sampling_rate, 1)
+            mono = stream.resample_chunk(mono)
+        samples += len(mono)
+        if len(mono):
+            yield mono
+    if stream is not None and len(rest := stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)):
+        samples += len(rest)
+        yield rest
+    if not samples:
+        raise AudioError("empty", "the recording holds no samples")
 
 
 def audio_duration(value: Any, sampling_rate: int = 16_000) -> float | None:
@@ -178,35 +214,55 @@ def _openable(source: bytes | Path) -> BytesIO | str:
 
 
 def _read_file(source: bytes | Path, max_duration_s: float | None) -> tuple[npt.NDArray[Any], float]:
+    blocks: list[npt.NDArray[np.float32]] = []
+    rate = 0.0
+    # A header may promise any length, and what is too long is not worth reading on.
+    for block, rate in _file_blocks(source):
+        blocks.append(block)
+        if max_duration_s is not None and sum(map(len, blocks)) > max_duration_s * rate:
+            break
+    return np.concatenate(blocks), rate
+
+
+def _file_blocks(source: bytes | Path) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
+    """Yield blocks ``[samples, channels]`` of a file, one at least, each with the rate."""
     if source == b"":
         raise AudioError("empty", "the recording is a file of 0 bytes")
     try:
-        with soundfile.SoundFile(_openable(source)) as file:
-            rate = _checked_rate(file.samplerate)
-            limit = np.inf if max_duration_s is None else max_duration_s * rate
-            # Block by block: a header may promise any length, and what is too long is not worth reading on.
-            blocks = [np.zeros((0, file.channels), dtype=np.float32)]
-            while sum(map(len, blocks)) <= limit:
-                blocks.append(file.read(int(BLOCK_S * rate), dtype="float32", always_2d=True))
-                if not len(blocks[-1]):
-                    break
-            return np.concatenate(blocks), rate
+        file = soundfile.SoundFile(_openable(source))
     except (soundfile.SoundFileError, TypeError) as error:  # the TypeError wants a rate for a ``.raw`` file
-        return _read_with_torchcodec(source, error)
+        yield from _av_blocks(source, error)
+        return
+    with file:
+        rate, size = _checked_rate(file.samplerate), int(BLOCK_S * file.samplerate)
+        try:
+            yield (block := file.read(size, dtype="float32", always_2d=True)), rate
+            while len(block):
+                yield (block := file.read(size, dtype="float32", always_2d=True)), rate
+        except soundfile.SoundFileError as error:
+            raise AudioError("unreadable", f"the recording cannot be decoded: {error}") from error
 
 
-def _read_with_torchcodec(source: bytes | Path, error: Exception) -> tuple[npt.NDArray[Any], float]:
+def _av_blocks(source: bytes | Path, error: Exception) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
     """Read the formats that soundfile lacks (m4a, webm)."""
     try:
-        from torchcodec.decoders import AudioDecoder  # type: ignore[import-not-found,unused-ignore]
-    except (ImportError, OSError, RuntimeError) as missing:  # without its ffmpeg it fails in all three ways
-        hint = "; formats such as m4a need torchcodec: pip install 'distilwhisper[torchcodec]'"
+        import av  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as missing:
+        hint = "; formats such as m4a need PyAV: pip install 'distilwhisper[av]'"
         raise AudioError("unreadable", f"the recording cannot be read: {error}{hint}") from missing
     try:
-        decoder = AudioDecoder(source if isinstance(source, bytes) else str(source))
-    except (OSError, RuntimeError, ValueError) as failure:
+        with av.open(_openable(source)) as container:
+            if not container.streams.audio:
+                raise AudioError("unreadable", "the file holds no audio")
+            rate = _checked_rate(container.streams.audio[0].rate)
+            planar, blocks = av.AudioResampler(format="fltp"), []
+            for frame in chain(container.decode(audio=0), [None]):  # None: what is left in it
+                blocks += [part.to_ndarray().T for part in planar.resample(frame)]
+                if frame is None or sum(map(len, blocks)) > BLOCK_S * rate:
+                    yield np.concatenate(blocks) if blocks else np.zeros((0, 1), dtype=np.float32), rate
+                    blocks = []
+    except av.FFmpegError as failure:
         raise AudioError("unreadable", f"the recording cannot be read: {failure}") from failure
-    return _read_decoder(decoder)
 
 
 def _read_decoder(decoder: Any) -> tuple[npt.NDArray[Any], float]:
@@ -251,3 +307,9 @@ def _mono(samples: npt.NDArray[Any]) -> Samples:
         samples = samples.mean(axis=int(np.argmin(samples.shape)))
     with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
         return samples.astype(np.float32)
+
+
+def _finite(samples: Samples) -> Samples:
+    if not np.isfinite(samples).all():
+        raise AudioError("not_finite", "the recording holds samples that are NaN or infinite")
+    return samples

@@ -1,8 +1,7 @@
-"""Token by token: the greedy loop and beam search below every transcript."""
+"""Token by token: the greedy loop, the draws and the beam search below every transcript."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, LogitsProcessorList, WhisperForConditionalGeneration
-from transformers.generation.logits_process import LogitsProcessor, WhisperTimeStampLogitsProcessor
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import WhisperForConditionalGeneration
 
+from distilwhisper.beam_search import search_beams
+from distilwhisper.stepping import IncrementalDecoder
+from distilwhisper.token_rules import TokenRules
 from distilwhisper.tokens import WhisperTokens
 
 Head = Callable[[Tensor], Tensor]
@@ -58,7 +58,7 @@ def output_head(model: WhisperForConditionalGeneration) -> Head:
 @torch.inference_mode()
 def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
     """Return the encoder's hidden states ``[batch, positions, d_model]`` of features ``[batch, mels, frames]``."""
-    with _evaluating(model):
+    with evaluating(model):
         features = input_features.to(model.device, model.dtype)
         return model.model.encoder(features).last_hidden_state  # type: ignore[no-any-return]
 
@@ -66,7 +66,7 @@ def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Te
 @torch.inference_mode()
 def decode(model: WhisperForConditionalGeneration, decoder_input_ids: Tensor, encoder_hidden_states: Tensor) -> Tensor:
     """Return the decoder's last hidden states ``[batch, tokens, d_model]`` of ids ``[batch, tokens]``."""
-    with _evaluating(model):
+    with evaluating(model):
         return model.model.decoder(  # type: ignore[no-any-return]
             input_ids=decoder_input_ids.to(model.device),
             encoder_hidden_states=encoder_hidden_states.to(model.device, model.dtype),
@@ -92,7 +92,7 @@ def detect_languages(
     """
     codes, ids = zip(*tokens.languages.items(), strict=True)
     start = torch.full((len(encoder_hidden_states), 1), tokens.start_of_transcript, device=model.device)
-    with _evaluating(model):
+    with evaluating(model):
         hidden = model.model.decoder(input_ids=start, encoder_hidden_states=encoder_hidden_states).last_hidden_state
         best = (head or model.proj_out)(hidden[:, 0])[:, list(ids)].argmax(-1)
     return [codes[index] for index in best.tolist()]
@@ -108,39 +108,92 @@ def generate_tokens(
     timestamps: bool | None = None,
     max_new_tokens: int | None = None,
     num_beams: int = 1,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
     no_speech_token: int | None = None,
     head: Head | None = None,
 ) -> GeneratedTokens:
-    """Continue decoder prefixes greedily or with beams, in a single window.
+    """Continue decoder prefixes greedily, with beams or by chance, in a single window.
 
     The tokens are those of ``model.generate`` for the same prefix, with the suppressed tokens of the generation
     config and Whisper's timestamp rules; rows that have ended cost nothing.
 
     Args:
         model: A Whisper; put into evaluation mode for the time being.
-        prefix: Ids that open each transcript, ``[batch, length]``.
+        prefix: Ids that open each transcript, ``[batch, length]``; rows given as lists may be of unequal lengths.
         input_features: Log-mel features, ``[batch, mels, frames]``.
         encoder_hidden_states: The encoder's output instead, ``[batch, positions, d_model]``.
         timestamps: Whether timestamp rules apply; by default, if the prefix does not end in ``<|notimestamps|>``.
         max_new_tokens: Length limit; never more than the decoder has positions for.
         num_beams: 1 is greedy.
+        temperature: Above 0, tokens are drawn from the distribution at this temperature, without beams.
+        seeds: Of the draws, one a row: what a row draws does not depend on its neighbours. By default 0.
         no_speech_token: Id whose probability at the start of the transcript is wanted.
         head: What :func:`output_head` returned for this model, where many batches follow.
 
     Raises:
-        ValueError: If features and encoder states are both given, or neither, or the prefix leaves no room.
+        ValueError: If features and encoder states are both given, or neither, or a prefix leaves no room.
     """
     states = _encoder_states(model, input_features, encoder_hidden_states)
-    prefix = torch.as_tensor(prefix, device=model.device)
-    room = model.config.max_target_positions - prefix.shape[1]
-    if room < 1:
-        raise ValueError(f"a prefix of {prefix.shape[1]} tokens leaves no room of {model.config.max_target_positions}")
-    limit = room if max_new_tokens is None else min(max_new_tokens, room)
+    rows: list[list[int]] = prefix.tolist() if isinstance(prefix, Tensor) else [list(row) for row in prefix]
+    limits = token_limits(model, rows, max_new_tokens)
+    rules = TokenRules(model, timestamps=_writes_timestamps(model, rows) if timestamps is None else timestamps)
     head = head or output_head(model)
-    processors = _logits_processors(model, prefix, timestamps)
-    with _evaluating(model):
-        search = _greedy if num_beams == 1 else partial(_beams, num_beams=num_beams)
-        return search(model, states, prefix, processors, limit=limit, head=head, no_speech_token=no_speech_token)
+    with evaluating(model):
+        if num_beams > 1 and temperature == 0:
+            found = search_beams(model, states, rows, rules, limits=limits, num_beams=num_beams)
+            hidden = IncrementalDecoder(model, states)(rows) if no_speech_token is not None else states
+            return GeneratedTokens(*found, no_speech_probs(model, rows, hidden, head, no_speech_token))
+        choose = partial(best_tokens, temperature=temperature, generators=_generators(seeds, len(rows)))
+        return _one_by_one(
+            model, states, rows, rules, limits=limits, head=head, no_speech_token=no_speech_token, choose=choose
+        )
+
+
+def token_limits(
+    model: WhisperForConditionalGeneration, prefixes: Sequence[Sequence[int]], max_new_tokens: int | None
+) -> list[int]:
+    """Return how many tokens may follow each prefix.
+
+    Raises:
+        ValueError: If a prefix leaves no room.
+    """
+    positions = model.config.max_target_positions
+    if (longest := max(map(len, prefixes), default=0)) >= positions:
+        raise ValueError(f"a prefix of {longest} tokens leaves no room of {positions}")
+    rooms = [positions - len(prefix) for prefix in prefixes]
+    return rooms if max_new_tokens is None else [min(max_new_tokens, room) for room in rooms]
+
+
+def best_tokens(
+    scores: Tensor, rows: Sequence[int], *, temperature: float = 0.0, generators: Sequence[torch.Generator] = ()
+) -> tuple[list[int], list[float]]:
+    """Return a token for each row of scores ``[rows, vocabulary]``, and its natural log-probability.
+
+    Args:
+        scores: Logits after the rules.
+        rows: Numbers of the rows, for their generators.
+        temperature: 0 takes the likeliest token; above, one is drawn.
+        generators: Random numbers, one generator for each number.
+    """
+    if temperature == 0:
+        best = scores.max(-1)
+        return best.indices.tolist(), (best.values - scores.logsumexp(-1)).tolist()
+    levels = (scores / temperature).softmax(-1).cumsum(-1)
+    draws = torch.stack([torch.rand(1, generator=generators[row]) for row in rows]).to(scores.device)
+    # Never the token behind the last possible one, should rounding leave the sum below 1.
+    tokens = torch.searchsorted(levels, draws * levels[:, -1:], right=True).clamp(max=scores.shape[1] - 1)
+    logprobs = scores.gather(1, tokens).squeeze(1) - scores.logsumexp(-1)
+    return tokens.squeeze(1).tolist(), logprobs.tolist()
+
+
+def _generators(seeds: Sequence[int] | None, rows: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds or [0] * rows]
+
+
+def _writes_timestamps(model: WhisperForConditionalGeneration, prefixes: Sequence[Sequence[int]]) -> bool:
+    no_timestamps = getattr(model.generation_config, "no_timestamps_token_id", None)
+    return no_timestamps is not None and all(prefix[-1] != no_timestamps for prefix in prefixes)
 
 
 def _encoder_states(model: WhisperForConditionalGeneration, features: Tensor | None, states: Tensor | None) -> Tensor:
@@ -151,134 +204,67 @@ def _encoder_states(model: WhisperForConditionalGeneration, features: Tensor | N
     raise ValueError("pass either input_features or encoder_hidden_states")
 
 
-def _greedy(
+def _one_by_one(
     model: WhisperForConditionalGeneration,
     states: Tensor,
-    prefix: Tensor,
-    processors: LogitsProcessorList,
+    prefixes: list[list[int]],
+    rules: TokenRules,
     *,
-    limit: int,
+    limits: list[int],
     head: Head,
     no_speech_token: int | None,
+    choose: Callable[[Tensor, Sequence[int]], tuple[list[int], list[float]]],
 ) -> GeneratedTokens:
-    end = _end_of_text(model)
-    going = list(range(len(prefix)))  # the rows that have not ended, and alone are in the batch
+    going = list(range(len(prefixes)))  # the rows that have not ended, and alone are in the batch
     ids: list[list[int]] = [[] for _ in going]
     sums, capped, no_speech = [0.0 for _ in going], [True for _ in going], None
-    sequences, inputs, cache = prefix, prefix, None
-    for _ in range(limit):
-        output = model.model.decoder(
-            input_ids=inputs, encoder_hidden_states=states, past_key_values=cache, use_cache=True
-        )
-        if cache is None:
-            no_speech = _no_speech_probs(model, prefix, output.last_hidden_state, head, no_speech_token)
-        cache = output.past_key_values
-        scores = processors(sequences, head(output.last_hidden_state[:, -1]).float())
-        best = scores.max(-1)
-        logprobs = best.values - scores.logsumexp(-1)
-        sequences = torch.cat([sequences, best.indices[:, None]], dim=1)
-        for row, token, logprob in zip(going, best.indices.tolist(), logprobs.tolist(), strict=True):
+    decoder, inputs = IncrementalDecoder(model, states), prefixes
+    while going:
+        hidden = decoder(inputs)
+        if inputs is prefixes:
+            no_speech = no_speech_probs(model, prefixes, hidden, head, no_speech_token)
+            hidden = hidden[range(len(prefixes)), [len(prefix) - 1 for prefix in prefixes]][:, None]
+        scores = rules(head(hidden[:, 0]).float(), [ids[row] for row in going])
+        tokens, logprobs = choose(scores, going)
+        for row, token, logprob in zip(going, tokens, logprobs, strict=True):
             sums[row] += logprob
-            capped[row] = token != end
+            capped[row] = token != rules.end
             if capped[row]:
                 ids[row].append(token)
-        kept = [place for place, row in enumerate(going) if capped[row]]
-        if not kept:
-            break
-        if len(kept) < len(going):
-            places = torch.tensor(kept, device=states.device)
-            cache.batch_select_indices(places)
-            states, sequences, going = states[places], sequences[places], [going[place] for place in kept]
-        inputs = sequences[:, -1:]
+        kept = [place for place, row in enumerate(going) if capped[row] and len(ids[row]) < limits[row]]
+        if kept and len(kept) < len(going):
+            decoder.select(kept)
+        going = [going[place] for place in kept]
+        inputs = [ids[row][-1:] for row in going]
     return GeneratedTokens(ids, sums, capped, no_speech)
 
 
-def _beams(
+def no_speech_probs(
     model: WhisperForConditionalGeneration,
-    states: Tensor,
-    prefix: Tensor,
-    processors: LogitsProcessorList,
-    *,
-    limit: int,
+    prefixes: Sequence[Sequence[int]],
+    hidden: Tensor,
     head: Head,
-    no_speech_token: int | None,
-    num_beams: int,
-) -> GeneratedTokens:
-    config = copy.deepcopy(model.generation_config)
-    config.update(num_beams=num_beams, do_sample=False, max_length=prefix.shape[1] + limit, max_new_tokens=None)
-    config.update(return_dict_in_generate=True, output_scores=True, forced_decoder_ids=None)
-    # It makes processors for suppressed tokens itself, but knows nothing of timestamps.
-    timestamp_rules = [rule for rule in processors if isinstance(rule, WhisperTimeStampLogitsProcessor)]
-    # Not Whisper's own `generate`: it would detect languages, continue into a second window, and cut the output.
-    output = GenerationMixin.generate(
-        model,
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
-        decoder_input_ids=prefix,
-        generation_config=config,
-        logits_processor=LogitsProcessorList(timestamp_rules),
-        attention_mask=torch.ones(states.shape[:2], device=states.device),
-    )
-    steps = model.compute_transition_scores(output.sequences, output.scores, output.beam_indices)
-    ids, capped, end = [], [], _end_of_text(model)
-    for row in output.sequences[:, prefix.shape[1] :].tolist():
-        capped.append(end not in row)
-        ids.append(row if capped[-1] else row[: row.index(end)])
-    no_speech = None
-    if no_speech_token is not None:
-        hidden = model.model.decoder(input_ids=prefix, encoder_hidden_states=states).last_hidden_state
-        no_speech = _no_speech_probs(model, prefix, hidden, head, no_speech_token)
-    return GeneratedTokens(ids, steps.sum(-1).tolist(), capped, no_speech)
-
-
-class _Suppress(LogitsProcessor):  # type: ignore[misc]
-    """Forbids tokens; Transformers' own searches the whole vocabulary for them at every step."""
-
-    def __init__(self, tokens: Sequence[int], only_at: int | None = None) -> None:
-        self.tokens = list(tokens)
-        self.only_at = only_at
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.only_at is None or input_ids.shape[1] == self.only_at:
-            scores[:, self.tokens] = -torch.inf
-        return scores
-
-
-def _logits_processors(
-    model: WhisperForConditionalGeneration, prefix: Tensor, timestamps: bool | None
-) -> LogitsProcessorList:
-    config, begin = model.generation_config, prefix.shape[1]
-    no_timestamps = getattr(config, "no_timestamps_token_id", None)
-    if timestamps is None:
-        timestamps = no_timestamps is not None and not bool((prefix[:, -1] == no_timestamps).any())
-    processors = LogitsProcessorList()
-    if config.begin_suppress_tokens:
-        processors.append(_Suppress(config.begin_suppress_tokens, only_at=begin))
-    if config.suppress_tokens:
-        processors.append(_Suppress(config.suppress_tokens))
-    if timestamps:
-        if no_timestamps is None:
-            raise ValueError("timestamps need no_timestamps_token_id in the model's generation config")
-        processors.append(WhisperTimeStampLogitsProcessor(config, begin))
-    return processors
-
-
-def _no_speech_probs(
-    model: WhisperForConditionalGeneration, prefix: Tensor, hidden: Tensor, head: Head, token: int | None
+    token: int | None,
 ) -> list[float] | None:
+    """Return the probability of the no-speech token where each transcript starts; None if there is no such token.
+
+    Args:
+        model: A Whisper.
+        prefixes: Ids that open the transcripts, a prompt of previous text among them.
+        hidden: The decoder's last hidden states of the prefixes, ``[rows, tokens, d_model]``.
+        head: From hidden states to logits.
+        token: Id of ``<|nospeech|>``.
+    """
     if token is None:
         return None
-    start = (prefix == model.generation_config.decoder_start_token_id).int().argmax(1)
-    logits = head(hidden[torch.arange(len(prefix), device=hidden.device), start]).float()
+    start = [list(prefix).index(model.generation_config.decoder_start_token_id) for prefix in prefixes]
+    logits = head(hidden[range(len(prefixes)), start]).float()
     return logits.softmax(-1)[:, token].tolist()  # type: ignore[no-any-return]
 
 
-def _end_of_text(model: WhisperForConditionalGeneration) -> int:
-    end = model.generation_config.eos_token_id
-    return int(end[0] if isinstance(end, list) else end)
-
-
 @contextmanager
-def _evaluating(model: WhisperForConditionalGeneration) -> Iterator[None]:
+def evaluating(model: WhisperForConditionalGeneration) -> Iterator[None]:
+    """Put the model into evaluation mode for the time being."""
     # Module by module: a frozen encoder may be in evaluation mode while the rest trains.
     training = [module for module in model.modules() if module.training]
     model.eval()

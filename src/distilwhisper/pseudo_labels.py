@@ -19,7 +19,8 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from distilwhisper.audio import AudioError, undecoded
 from distilwhisper.caching import StateRecorder, training_collator
 from distilwhisper.collator import Sample
-from distilwhisper.transcription import OnBatch, Transcriber, Transcript
+from distilwhisper.transcription import OnBatch, Transcriber
+from distilwhisper.transcripts import Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,8 @@ class PseudoLabeler:
         num_beams: 1 is greedy.
         batch_size: Recordings at a time.
         **options: ``max_new_tokens``, ``dtype``, ``device`` and what else
-            :class:`~distilwhisper.transcription.Transcriber` takes.
+            :class:`~distilwhisper.transcription.Transcriber` takes. Recordings longer than the window are set aside,
+            unless ``long_form`` says otherwise.
 
     Attributes:
         set_aside: After :meth:`label`, the rows without a label: ``index``, ``id``, ``reason``, ``message``, and
@@ -136,7 +138,7 @@ class PseudoLabeler:
             return_timestamps=return_timestamps,
             num_beams=num_beams,
             batch_size=batch_size,
-            **options,
+            **{"long_form": None, **options},
         )
         self.set_aside: list[dict[str, Any]] = []
         self.report = LabelReport()

@@ -1,30 +1,28 @@
-"""The generation engine, for labels and for evaluation: one window of audio to tokens and text."""
+"""The generation engine, for labels and for evaluation: recordings of any length to tokens, text and times."""
 
 from __future__ import annotations
 
-import zlib
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from datasets.utils import tqdm
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from distilwhisper.audio import AudioError, Samples, load_audio, undecoded
-from distilwhisper.generation import (
-    GeneratedTokens,
-    Head,
-    detect_languages,
-    encode,
-    generate_tokens,
-    output_head,
-)
+from distilwhisper.audio import AudioError, Samples, undecoded
+from distilwhisper.chunking import join_chunks
+from distilwhisper.decoding import Fallback, States, Window, WindowDecoder
+from distilwhisper.generation import Head
+from distilwhisper.loading import load_speech
+from distilwhisper.longform import transcribe_sequentially
+from distilwhisper.pieces import Cutting, LongPiece, Piece, read_pieces
+from distilwhisper.segments import split_at_timestamps
+from distilwhisper.speculative import DRAFT_TOKENS, SpeculationReport
 from distilwhisper.tokens import WhisperTokens
+from distilwhisper.transcripts import Transcript, build_transcript
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -33,40 +31,14 @@ READ_AHEAD = 256
 HUB_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"})
 
 
-@dataclass(frozen=True)
-class Transcript:
-    """What a model heard in one recording.
-
-    Attributes:
-        text: The words, without special tokens.
-        tokens: Ids of text and timestamps alone: no prompt, prefix or end.
-        language: Language code, as asked for or detected.
-        task: ``transcribe`` or ``translate``.
-        timestamps: Whether the model was asked for timestamps.
-        avg_logprob: Mean natural log-probability of the generated tokens, the end of text among them.
-        no_speech_prob: Probability of ``<|nospeech|>`` at the start; None if the tokenizer lacks that token.
-        compression_ratio: Bytes of text to bytes of zlib; above 2.4 it is likely a loop.
-        capped: Whether the length limit cut the text off before its end.
-        duration_s: Length of the recording, in seconds.
-    """
-
-    text: str
-    tokens: list[int]
-    language: str
-    task: str
-    timestamps: bool
-    avg_logprob: float
-    no_speech_prob: float | None
-    compression_ratio: float
-    capped: bool
-    duration_s: float
-
-
 OnBatch = Callable[[Sequence[Any], list[Transcript], Tensor], None]
 
 
 class Transcriber:
-    """Turns recordings of up to one window (30 s in the published models) into text.
+    """Turns recordings of any length into text.
+
+    A recording of up to one window (30 s in the published models) is heard at once. A longer one is transcribed in
+    long form; that is decided recording by recording, whatever else is in the batch.
 
     Args:
         model: A model, or the path or Hub id of one. A model that is given stays where it is, unless ``dtype`` or
@@ -75,16 +47,33 @@ class Transcriber:
         language: Code, name or token; by default detected, recording by recording.
         task: ``transcribe`` or ``translate`` (into English).
         return_timestamps: Generate timestamps.
+        word_timestamps: Time every word, by the model's alignment heads.
         num_beams: 1 is greedy.
-        batch_size: Recordings at a time.
-        max_new_tokens: Longest transcript, in tokens; by default whatever the decoder has positions for (448 less
-            the prefix).
+        batch_size: Recordings, or chunks of recordings, at a time.
+        max_new_tokens: Longest transcript of a window, in tokens; by default whatever the decoder has positions for
+            (448 less the prefix).
+        long_form: ``chunked``: overlapping chunks, heard in one batch and joined where they agree; fast.
+            ``sequential``: window after window with timestamps, as the Whisper paper does; slower, and what fallback
+            and conditioning are made for. None refuses what is longer than the window.
+        chunk_length_s: Length of a chunk; default the window. The paper has 15 s for a student.
+        stride_s: What a chunk has on either side beyond its own part; default a sixth of it.
+        temperature: 0 is greedy or beams. With several, such as ``(0, 0.2, 0.4, 0.6, 0.8, 1)``, a window that fails a
+            threshold is decoded again at the next.
+        compression_ratio_threshold: A text that compresses better than this fails; Whisper has 2.4.
+        logprob_threshold: A mean log-probability below this fails; Whisper has -1.
+        no_speech_threshold: A window whose no-speech probability is above this, and that fails ``logprob_threshold``
+            if there is one, is silence; Whisper has 0.6.
+        condition_on_prev: Prompt each window with the text before it (sequential).
+        seed: Of the draws at temperatures above 0. A recording's do not depend on what else is in the batch.
+        assistant: A student of the model, or the path or Hub id of one, which drafts what the model then checks:
+            the same tokens in less time (greedy decoding; paper, section 3.4).
+        draft_tokens: How many tokens the assistant drafts at a time.
         dtype: Number type; default that of the checkpoint, but float32 instead of float16 on a CPU.
         device: Where to run.
         **load_options: ``revision``, ``subfolder``, ``token`` and so on, for a path or Hub id.
 
     Raises:
-        ValueError: If no processor can be found, or language or task are not the model's.
+        ValueError: If no processor can be found, or language, task or other settings are not the model's.
     """
 
     def __init__(
@@ -95,32 +84,77 @@ class Transcriber:
         language: str | None = None,
         task: str = "transcribe",
         return_timestamps: bool = False,
+        word_timestamps: bool = False,
         num_beams: int = 1,
         batch_size: int = 16,
         max_new_tokens: int | None = None,
+        long_form: str | None = "chunked",
+        chunk_length_s: float | None = None,
+        stride_s: float | None = None,
+        temperature: float | Sequence[float] = 0.0,
+        compression_ratio_threshold: float | None = None,
+        logprob_threshold: float | None = None,
+        no_speech_threshold: float | None = None,
+        condition_on_prev: bool = False,
+        seed: int = 0,
+        assistant: WhisperForConditionalGeneration | str | Path | None = None,
+        draft_tokens: int = DRAFT_TOKENS,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         **load_options: Any,
     ) -> None:
-        if batch_size < 1 or num_beams < 1:
-            raise ValueError(f"batch_size and num_beams must be 1 or more, not {batch_size} and {num_beams}")
+        for name, count in (("batch_size", batch_size), ("num_beams", num_beams), ("draft_tokens", draft_tokens)):
+            if count < 1:
+                raise ValueError(f"{name} must be 1 or more, not {count}")
         self.model = _load_model(model, dtype, device, load_options)
         self.processor = processor or _load_processor(self.model, load_options)
-        self.tokens = WhisperTokens.from_tokenizer(
-            self.processor.tokenizer, multilingual=getattr(self.model.generation_config, "is_multilingual", None)
+        self.tokens = self._look_up_tokens(timestamps=return_timestamps or long_form == "sequential")
+        self.language = self._check_language(language, task)
+        self.task, self.return_timestamps, self.batch_size = task, return_timestamps, batch_size
+        self.condition_on_prev = condition_on_prev
+        if condition_on_prev and long_form != "sequential":
+            raise ValueError("condition_on_prev needs long_form='sequential': chunks are heard on their own")
+        self.cutting = Cutting(self.sampling_rate, self.window_s, long_form, chunk_length_s, stride_s)
+        temperatures = tuple(temperature) if isinstance(temperature, Sequence) else (temperature,)
+        thresholds = compression_ratio_threshold, logprob_threshold, no_speech_threshold
+        if assistant is not None:
+            assistant = _load_model(assistant, self.model.dtype, self.model.device, {})
+        self.decoder = WindowDecoder(
+            self.model,
+            self.processor.tokenizer,
+            self.tokens,
+            task=task,
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            fallback=Fallback(temperatures, *thresholds, seed=seed),
+            word_times=word_timestamps,
+            assistant=assistant,
+            draft_tokens=draft_tokens,
         )
-        if return_timestamps and not hasattr(self.model.generation_config, "no_timestamps_token_id"):
+
+    def _look_up_tokens(self, *, timestamps: bool) -> WhisperTokens:
+        config = self.model.generation_config
+        tokens = WhisperTokens.from_tokenizer(
+            self.processor.tokenizer, multilingual=getattr(config, "is_multilingual", None)
+        )
+        if timestamps and not hasattr(config, "no_timestamps_token_id"):
             # The timestamp rules need it, and configs that were not made for Whisper lack it.
-            self.model.generation_config.no_timestamps_token_id = self.tokens.no_timestamps
-        self.language = None if language is None else self.tokens.language_code(language)
-        self.task, self.return_timestamps = task, return_timestamps
+            config.no_timestamps_token_id = tokens.no_timestamps
+        return tokens
+
+    def _check_language(self, language: str | None, task: str) -> str | None:
+        code = None if language is None else self.tokens.language_code(language)
         if not self.tokens.multilingual:
-            if self.language not in (None, "en") or task != "transcribe":
+            if code not in (None, "en") or task != "transcribe":
                 raise ValueError(f"this model is English-only: it cannot {task} {language or 'en'!r}")
-            self.language = "en"
-        self.tokens.prefix(self.language or "en", task)  # refuses a wrong task now rather than after the encoder
-        self.num_beams, self.batch_size, self.max_new_tokens = num_beams, batch_size, max_new_tokens
-        self._head: tuple[tuple[int, int], Tensor, Head] | None = None
+            code = "en"
+        self.tokens.prefix(code or "en", task)  # refuses a wrong task now rather than after the encoder
+        return code
+
+    @property
+    def speculation(self) -> SpeculationReport:
+        """What became of the assistant's drafts so far: how many, and how many were right."""
+        return self.decoder.speculation
 
     @property
     def sampling_rate(self) -> int:
@@ -140,23 +174,27 @@ class Transcriber:
         """Transcribe one recording, or several.
 
         Args:
-            audio: Anything :func:`~distilwhisper.audio.load_audio` reads; or a list of such; or a ``Dataset``.
-            audio_column: Column of the recordings in a dataset.
+            audio: Anything :func:`~distilwhisper.audio.load_audio` reads; or a list of such; or a data set; or a
+                directory that :func:`~distilwhisper.loading.load_speech` reads.
+            audio_column: Column of the recordings in a data set.
 
         Returns:
-            A :class:`Transcript`, or a list of them in the order of the recordings.
+            A :class:`~distilwhisper.transcripts.Transcript`, or a list of them in the order of the recordings.
 
         Raises:
-            AudioError: For the first recording that is unusable or longer than the window.
+            AudioError: For the first recording that is unusable, or longer than the window if ``long_form`` is None.
         """
+        if isinstance(audio, (str, Path)) and Path(audio).is_dir():
+            audio = load_speech(audio, audio_column=audio_column)
         if hasattr(audio, "column_names"):
             recordings: Iterable[Any] = (row[audio_column] for row in undecoded(audio, audio_column))
         elif isinstance(audio, list) and not (audio and isinstance(audio[0], (int, float))):
             recordings = audio
         else:
             return self([audio])[0]
-        found = {}
-        for index, transcript in self.transcribe_many(enumerate(recordings)):
+        found, total = {}, len(audio) if hasattr(audio, "__len__") else None
+        results = self.transcribe_many(enumerate(recordings))
+        for index, transcript in tqdm(results, "Transcribing", total, disable=total == 1 or None):
             if isinstance(transcript, AudioError):
                 raise AudioError(transcript.reason, f"recording {index}: {transcript}") from transcript
             found[index] = transcript
@@ -171,35 +209,62 @@ class Transcriber:
     ) -> Iterator[tuple[Key, Transcript | AudioError]]:
         """Transcribe a stream of recordings; a bad one yields its error and stops nothing.
 
-        The stream is read a little ahead, so that recordings of like length share a batch.
+        The stream is read a little ahead, so that recordings of like length share a batch; memory does not grow with
+        the number of recordings, nor with the length of a file.
 
         Args:
             recordings: Pairs of a name and whatever :func:`~distilwhisper.audio.load_audio` reads.
             num_workers: Threads that read and resample while the model runs; 0 for none.
-            on_batch: Called with the names, transcripts and encoder outputs of each batch.
+            on_batch: Called with the names, transcripts and encoder outputs of each batch; recordings longer than the
+                window are not among them.
 
         Yields:
             Pairs of name and result, not in the order of the stream.
         """
-        head = self._output_head()
-        loaded = self._load_all(recordings, num_workers)
+        head = self.decoder.head(self.model)
+        pieces = read_pieces(recordings, self.cutting, num_workers, ahead=self.batch_size)
         ahead = max(self.batch_size, READ_AHEAD // self.batch_size * self.batch_size)
-        while pool := list(islice(loaded, ahead)):
-            good = []
-            for key, audio in pool:
-                if isinstance(audio, AudioError):
-                    yield key, audio
-                else:
-                    good.append((key, audio))
-            good.sort(key=lambda pair: len(pair[1]))
+        while pool := list(islice(pieces, ahead)):
+            yield from ((key, piece) for key, piece in pool if isinstance(piece, AudioError))
+            good = [(key, piece) for key, piece in pool if isinstance(piece, Piece)]
+            good.sort(key=lambda pair: len(pair[1].samples))
             for start in range(0, len(good), self.batch_size):
-                keys, batch = zip(*good[start : start + self.batch_size], strict=True)
-                durations = [len(samples) / self.sampling_rate for samples in batch]
-                states = encode(self.model, self.extract_features(batch))
-                transcripts = self._transcribe_states(states, durations, head)
-                if on_batch is not None:
-                    on_batch(keys, transcripts, states)
-                yield from zip(keys, transcripts, strict=True)
+                yield from self._transcribe_batch(good[start : start + self.batch_size], head, on_batch)
+            yield from self._transcribe_long((key, piece.value) for key, piece in pool if isinstance(piece, LongPiece))
+
+    def _transcribe_batch(
+        self, batch: Sequence[tuple[Key, Piece]], head: Head, on_batch: OnBatch | None
+    ) -> Iterator[tuple[Key, Transcript | AudioError]]:
+        pieces = [piece for _, piece in batch]
+        durations = [len(piece.samples) / self.sampling_rate for piece in pieces]
+        states = self.decoder.encode(self.extract_features([piece.samples for piece in pieces]))
+        windows = self._decode(states, durations, head)
+        whole = [row for row, piece in enumerate(pieces) if piece.recording is None]
+        transcripts = [self._transcript(windows[row], durations[row]) for row in whole]
+        keys = [batch[row][0] for row in whole]
+        if on_batch is not None and whole:
+            on_batch(keys, transcripts, states.model if len(whole) == len(batch) else states.model[whole])
+        yield from zip(keys, transcripts, strict=True)
+        for (key, piece), window, duration_s in zip(batch, windows, durations, strict=True):
+            if piece.recording is not None and piece.recording.take(piece, window, duration_s):
+                yield key, self._join(piece.recording.heard)
+
+    def _transcribe_long(self, recordings: Iterable[tuple[Key, Any]]) -> Iterator[tuple[Key, Transcript | AudioError]]:
+        finished = transcribe_sequentially(
+            recordings,
+            self.decoder,
+            self.processor.feature_extractor,
+            window_frames=self._window_frames,
+            language=self.language,
+            batch_size=self.batch_size,
+            condition_on_prev=self.condition_on_prev,
+        )
+        for key, one in finished:
+            if isinstance(one, AudioError):
+                yield key, one
+            else:
+                parts = self.decoder, one.windows, one.ids, one.runs, one.times
+                yield key, build_transcript(*parts, timestamps=True, duration_s=one.duration_s)
 
     def extract_features(self, audio: Sequence[Samples]) -> Tensor:
         """Return the log-mel features of recordings, padded to the window: ``[recordings, mels, frames]``.
@@ -228,77 +293,27 @@ class Transcriber:
             head: What :func:`output_head` returned for this model, where many batches follow.
         """
         durations = durations_s or [self.window_s] * len(input_features)
-        return self._transcribe_states(encode(self.model, input_features), durations, head or self._output_head())
+        head = head or self.decoder.head(self.model)
+        windows = self._decode(self.decoder.encode(input_features), durations, head)
+        return [self._transcript(window, duration) for window, duration in zip(windows, durations, strict=True)]
 
-    def _transcribe_states(self, states: Tensor, durations_s: Sequence[float], head: Head) -> list[Transcript]:
-        languages = [self.language] * len(states)
-        if self.language is None:
-            languages = list(detect_languages(self.model, self.tokens, states, head=head))
-        generated = generate_tokens(
-            self.model,
-            [self.tokens.prefix(code, self.task, timestamps=self.return_timestamps) for code in languages],
-            encoder_hidden_states=states,
-            timestamps=self.return_timestamps,
-            max_new_tokens=self.max_new_tokens,
-            num_beams=self.num_beams,
-            no_speech_token=self.tokens.no_speech,
-            head=head,
-        )
-        return [
-            self._transcript(generated, row, language or "en", duration)
-            for row, (language, duration) in enumerate(zip(languages, durations_s, strict=True))
-        ]
-
-    def _output_head(self) -> Head:
-        # The transposed copy costs as much as ten tokens, so it is kept until the weights change. Changes in place
-        # raise a tensor's version, but not those of fused optimisers; they change every row.
-        weight = self.model.proj_out.weight
-        if weight.is_inference():
-            return output_head(self.model)
-        version, rows = (weight.data_ptr(), weight._version), weight.detach()[::997].clone()
-        if self._head is None or self._head[0] != version or not torch.equal(self._head[1], rows):
-            self._head = version, rows, output_head(self.model)
-        return self._head[2]
-
-    def _transcript(self, generated: GeneratedTokens, row: int, language: str, duration_s: float) -> Transcript:
-        ids = self.tokens.text_and_timestamps(generated.ids[row])
-        text = self.processor.tokenizer.decode(
-            self.tokens.without_timestamps(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        ).strip()
-        return Transcript(
-            text=text,
-            tokens=ids,
-            language=language,
-            task=self.task,
-            timestamps=self.return_timestamps,
-            avg_logprob=generated.avg_logprobs[row],
-            no_speech_prob=None if generated.no_speech_probs is None else generated.no_speech_probs[row],
-            compression_ratio=_compression_ratio(text),
-            capped=generated.capped[row],
-            duration_s=duration_s,
+    def _decode(self, states: States, durations_s: Sequence[float], head: Head) -> list[Window]:
+        languages = [self.language] * len(durations_s)
+        return self.decoder.decode(
+            states, timestamps=self.return_timestamps, languages=languages, durations_s=durations_s, head=head
         )
 
-    def _load_all(
-        self, recordings: Iterable[tuple[Key, Any]], num_workers: int
-    ) -> Iterator[tuple[Key, Samples | AudioError]]:
-        if num_workers == 0:
-            yield from map(self._load, recordings)
-            return
-        with ThreadPoolExecutor(num_workers) as pool:
-            waiting: deque[Future[tuple[Key, Samples | AudioError]]] = deque()
-            for recording in recordings:
-                waiting.append(pool.submit(self._load, recording))
-                if len(waiting) > self.batch_size:  # no more: memory is to stay constant
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+    def _transcript(self, window: Window, duration_s: float) -> Transcript:
+        runs = split_at_timestamps(window.ids, self.tokens, offset_s=0.0, end_s=duration_s)
+        parts = self.decoder, [window], window.ids, runs, window.times or ()
+        return build_transcript(*parts, timestamps=self.return_timestamps, duration_s=duration_s)
 
-    def _load(self, recording: tuple[Key, Any]) -> tuple[Key, Samples | AudioError]:
-        key, value = recording
-        try:
-            return key, load_audio(value, self.sampling_rate, max_duration_s=self.window_s)
-        except AudioError as error:
-            return key, error
+    def _join(self, heard: Mapping[float, tuple[Window, float]]) -> Transcript:
+        starts = sorted(heard)
+        windows, ends = [heard[start][0] for start in starts], [heard[start][1] for start in starts]
+        runs, ids, times = join_chunks(windows, starts, ends, self.tokens)
+        parts = self.decoder, windows, ids, runs, times
+        return build_transcript(*parts, timestamps=self.return_timestamps, duration_s=max(ends))
 
 
 def _load_model(model: Any, dtype: torch.dtype | None, device: Any, options: dict[str, Any]) -> Any:
@@ -318,8 +333,3 @@ def _load_processor(model: WhisperForConditionalGeneration, options: dict[str, A
         raise ValueError("the model does not say where it came from: pass its processor")
     hub_options = {name: value for name, value in options.items() if name in HUB_OPTIONS}
     return WhisperProcessor.from_pretrained(model.name_or_path, **hub_options)
-
-
-def _compression_ratio(text: str) -> float:
-    data = text.encode("utf-8")
-    return len(data) / len(zlib.compress(data))
