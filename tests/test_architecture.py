@@ -30,16 +30,8 @@ FLOORS = [
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
-    "arguments audio charts checkpoints divergences grammar normalizers shards stages".split()
-    + "stepping student tables token_rules tokens".split(),
-    "beam_search cache collator loading losses metrics pages pieces plots segments spectrograms synthesis".split(),
-    "filtering generation modeling report_sections samples scoring significance word_errors".split(),
-    "cached_inputs results speculative word_timing".split(),
-    "decoding reports".split(),
-    "chunking longform transcripts".split(),
-    ["transcription"],
-    ["caching"],
-    "benchmarks evaluation preparation pseudo_labels".split(),
+    *"audio charts checkpoints grammar normalizers pages pieces shards stages tables".split(),
+    *"filtering loading metrics plots report_sections reports results scoring segments significance synthesis".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
 

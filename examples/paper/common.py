@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -332,6 +333,11 @@ class Lab:
         rows = next(iter(self.short_sets.values()))
         return [load_audio(row["audio"], RATE) for row in rows.select(range(min(self.args.speed_samples, len(rows))))]
 
+    @property
+    def results_dir(self) -> Path:
+        """Where tables and figures go."""
+        return self.args.results_dir or self.args.output_dir / "results"
+
     def averages(self, result: EvaluationResult) -> dict[str, Estimate]:
         """Return the macro-averages in and out of distribution and over all sets, in percent, with intervals."""
         groups = {"ID": self.in_distribution, "OOD": self.out_of_distribution, "all": [*self.short_sets]}
@@ -339,13 +345,11 @@ class Lab:
 
     def write(self, name: str, title: str, rows: Sequence[Row], chart: Chart, note: str = "") -> None:
         """Write a table as Markdown, CSV and JSON, and its figure, and print the table."""
-        folder = self.args.results_dir or self.args.output_dir / "results"
+        folder = self.results_dir
         folder.mkdir(parents=True, exist_ok=True)
-        command = " ".join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-        versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-        machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+        command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
         flat = [flatten(row) for row in rows]
-        document = {"title": title, "command": command, "versions": versions, "machine": machine, "rows": flat}
+        document = {"title": title, "command": command, **versions(), "rows": flat}
         (folder / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
         with (folder / f"{name}.csv").open("w", newline="") as file:
             table = csv.DictWriter(file, [*flat[0]])
@@ -358,10 +362,19 @@ class Lab:
             shown,
             note,
             f"![{chart.description}]({name}.png)",
-            f"`{command}` ({machine}, {versions})",
+            f"`{command}` ({', '.join(versions().values())})",
         ]
         (folder / f"{name}.md").write_text("\n\n".join(filter(None, parts)) + "\n")
         print(f"\n{title}\n\n{shown}\n\n{folder / name}.md", flush=True)
+
+
+def versions() -> dict[str, str]:
+    """Return what the experiments ran on."""
+    return {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+    }
 
 
 def bar_chart(estimates: Mapping[str, Mapping[str, Estimate]], description: str) -> Chart:

@@ -13,6 +13,7 @@ import long_form
 import model_size
 import noise
 import objective
+import report
 import short_form
 import speculative_decoding
 import wer_threshold
@@ -31,6 +32,7 @@ EXPERIMENTS = (
     chunk_length,
     headline,
     speculative_decoding,
+    report,
 )
 
 

@@ -5,6 +5,8 @@
 The pub is made of ten synthesised voices that talk at once, whatever the data.
 """
 
+from pathlib import Path
+
 from common import Lab, Row, main, pub_noise, white_noise, with_noise
 
 from distilwhisper import EvaluationResult, evaluate
@@ -14,11 +16,12 @@ LEVELS_DB = (40, 30, 20, 10, 5, 0, -5, -10)
 NOISES = {"white": white_noise, "pub": pub_noise}
 
 
-def run(lab: Lab) -> None:
+def results(lab: Lab) -> dict[str, EvaluationResult]:
+    """Return the results of teacher and student on sets named after noise and level: ``pub -5``."""
     clean = next(iter(lab.short_sets.values())).select(range(min(50, lab.args.test_samples)))
     models = {"teacher": lab.args.teacher, "student": lab.final_student()}
 
-    def make(folder) -> None:
+    def make(folder: Path) -> None:
         folder.mkdir(parents=True)
         sets = {
             f"{noise} {level}": with_noise(clean, NOISES[noise](), level) for noise in NOISES for level in LEVELS_DB
@@ -27,16 +30,19 @@ def run(lab: Lab) -> None:
             result = evaluate(lab.transcriber(model), sets, text_column=lab.args.text_column)
             (folder / f"{name}.json").write_text(result.to_json(details=True))
 
-    folder = lab.stages.run(
-        "noise", make, after=["student-final"], levels=LEVELS_DB, samples=len(clean), id=lab.args.id
-    )
-    results = {name: EvaluationResult.from_json((folder / f"{name}.json").read_text()) for name in models}
+    settings = {"levels": LEVELS_DB, "samples": len(clean), "data": lab.args.id}
+    folder = lab.stages.run("noise", make, after=["student-final"], **settings)
+    return {name: EvaluationResult.from_json((folder / f"{name}.json").read_text()) for name in models}
+
+
+def run(lab: Lab) -> None:
+    found = results(lab)
     rows: list[Row] = []
     curves: dict[str, list] = {}
     for noise in NOISES:
         for level in LEVELS_DB:
             row = {"noise": noise, "SNR (dB)": level}
-            for name, result in results.items():
+            for name, result in found.items():
                 scores = result.sets[f"{noise} {level}"]
                 interval = scores.interval(seed=lab.args.seed)
                 ends = (100 * scores.wer, 100 * interval.low, 100 * interval.high)

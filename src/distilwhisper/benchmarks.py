@@ -179,8 +179,8 @@ def measure_latencies(
     runs = [_Runner(transcriber) for transcriber in transcribers]
     for run, batch in product(runs, islice(cycle(batches), warmup)):
         run(batch)
-    for turn, (_, batch) in enumerate(product(range(repeats), batches)):
-        for run in runs if turn % 2 == 0 else reversed(runs):
+    for repeat, (number, batch) in product(range(repeats), enumerate(batches)):
+        for run in runs if (repeat + number) % 2 == 0 else reversed(runs):
             run.times.setdefault(id(batch), []).append(run(batch))
     audio_s = tuple(sum(map(len, batch)) / rate for batch in batches)
     return {
