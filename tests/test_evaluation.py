@@ -20,7 +20,8 @@ RECORDINGS = [encoded(tone(0.5 + index / 4, 200 + 90 * index)) for index in rang
 
 @pytest.fixture(scope="module")
 def transcriber(processor):
-    return Transcriber(tiny_whisper(seed=1, max_target_positions=64), processor, language="en", max_new_tokens=6)
+    model = tiny_whisper(seed=1, max_target_positions=64)
+    return Transcriber(model, processor, language="en", max_new_tokens=6, long_form=None)
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ class Arguments:
     threshold: float = field(default=0.10, metadata={"help": "Highest word error rate of a label that is kept."})
     decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of a student."})
     updates: int = field(default=150, metadata={"help": "Updates of students to compare (paper: 10,000)."})
-    final_updates: int = field(default=1_000, metadata={"help": "Updates of the final student (paper: 80,000)."})
+    final_updates: int = field(default=600, metadata={"help": "Updates of the final student (paper: 80,000)."})
     batch_size: int = field(default=16, metadata={"help": "Samples of an update (paper: 256)."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate (paper: 1e-4)."})
     cache: bool = field(default=True, metadata={"help": "Keep encoder and teacher states on disk for the training."})

@@ -39,7 +39,7 @@ def evaluate(
     """Transcribe test sets and count the word errors.
 
     Every sample is scored, or counted as having an empty reference (once normalised), or listed as a failure. Under
-    ``accelerate launch`` the processes share the samples, and each returns the result of the whole.
+    ``accelerate launch`` the processes share the samples: all of them must call this, and each gets the whole result.
 
     Args:
         model: A model, the path or Hub id of one, or a `Transcriber`, which keeps its own settings.

@@ -148,13 +148,12 @@ class SetResult:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SetResult:
         """Return the result that ``to_dict(details=True)`` gave, be it through JSON."""
-        return cls(
-            counts={int(index): ErrorCounts(**counts) for index, counts in values["counts"].items()},
-            **{name: ErrorCounts.from_dict(values[name]) for name in _COUNTS},
-            failures=[Failure(**failure) for failure in values["failures"]],
-            transcripts={int(index): text for index, text in values["transcripts"].items()},
-            **{name: values[name] for name in ("tokens", "audio_s", "seconds")},
-        )
+        counts = {int(index): ErrorCounts(**part) for index, part in values["counts"].items()}
+        orthographic, characters, empty = (ErrorCounts.from_dict(values[name]) for name in _COUNTS)
+        failures = [Failure(**failure) for failure in values["failures"]]
+        transcripts = {int(index): text for index, text in values["transcripts"].items()}
+        work = (values[name] for name in ("tokens", "audio_s", "seconds"))
+        return cls(counts, orthographic, characters, empty, failures, transcripts, *work)
 
 
 @dataclass
