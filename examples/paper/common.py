@@ -32,7 +32,6 @@ from distilwhisper import (
     last_checkpoint,
     load_audio,
     load_speech,
-    save_processor,
 )
 from distilwhisper.charts import Chart
 from distilwhisper.plots import plot_bars, plot_curves
@@ -43,6 +42,9 @@ from distilwhisper.tables import markdown_table
 RATE = 16_000
 WINDOW_SHARES = {30: 1.0, 25: 5 / 6, 20: 2 / 3, 15: 1 / 2, 10: 1 / 3}
 """The chunk lengths of the paper in seconds, as shares of Whisper's window of 30 s."""
+
+UTTERANCES = 20
+"""Of a long recording that is joined: over a minute."""
 
 _SET = "name=source or name=source:split; repeat or list."
 
@@ -77,7 +79,7 @@ class Arguments:
     cache: bool = field(default=True, metadata={"help": "Keep encoder and teacher states on disk for the training."})
     train_samples: int = field(default=1_600, metadata={"help": "Utterances to synthesise for training."})
     test_samples: int = field(default=150, metadata={"help": "Utterances to synthesise for each test set."})
-    long_samples: int = field(default=5, metadata={"help": "Long recordings that each test set is joined to."})
+    long_samples: int = field(default=3, metadata={"help": "Long recordings to make of each test set."})
     speed_samples: int = field(default=32, metadata={"help": "Utterances that speed is measured on."})
     seed: int = field(default=1, metadata={"help": "Of corpus, training and intervals."})
 
@@ -250,17 +252,6 @@ class Lab:
         stage = f"student-{name}"
         return self.stages.run(stage, make, after=[f"kept-{threshold:g}"], resumes=True, **settings)
 
-    def untrained_student(self) -> Path:
-        """Return a student as it is before any training."""
-
-        def make(folder: Path) -> None:
-            student = create_student(self.args.teacher, self.args.decoder_layers, dtype=torch.float32)
-            student.save_pretrained(folder)
-            save_processor(WhisperProcessor.from_pretrained(self.args.teacher), folder)
-
-        settings = {"teacher": self.args.teacher, "decoder_layers": self.args.decoder_layers}
-        return self.stages.run("student-untrained", make, **settings)
-
     def final_student(self) -> Path:
         """Return the student that was trained for longest."""
         return self.student("final", updates=self.args.final_updates)
@@ -306,10 +297,14 @@ class Lab:
         settings = {"language": self.args.language, "batch_size": 32, "max_new_tokens": self.max_new_tokens}
         return Transcriber(str(model), **{**settings, **options})
 
-    def result(self, model: str | Path, *, long: bool = False, **options: object) -> EvaluationResult:
+    def result(
+        self, model: str | Path, *, long: bool = False, only: Sequence[str] = (), **options: object
+    ) -> EvaluationResult:
         """Return a model's result on the short or the long test sets, made once for each model and its options."""
-        sets = self.long_sets if long else self.short_sets
-        name = "-".join(["result", *(["long"] if long else []), Path(model).name, *map(str, options.values())])
+        every = self.long_sets if long else self.short_sets
+        sets = {name: every[name] for name in only or every}
+        parts = ["result", *(["long"] if long else []), Path(model).name, *options.values(), *only]
+        name = "-".join(map(str, parts))
 
         def make(folder: Path) -> None:
             folder.mkdir(parents=True)
@@ -460,8 +455,9 @@ def with_audio(rows: Dataset, audio: list[dict]) -> Dataset:
 def join(rows: Dataset, args: Arguments) -> Dataset:
     """Return long recordings: the utterances of a set in order, with pauses of half a second to two between them."""
     rng, texts, audio = np.random.default_rng(args.seed), [], []
-    for group in np.array_split(np.arange(len(rows)), args.long_samples):
-        chosen = rows.select(group.tolist())
+    utterances = min(UTTERANCES, len(rows) // args.long_samples)
+    for number in range(args.long_samples):
+        chosen = rows.select(range(number * utterances, (number + 1) * utterances))
         parts = []
         for recording in chosen["audio"]:
             parts += [load_audio(recording, RATE), np.zeros(round(rng.uniform(0.5, 2) * RATE), np.float32)]

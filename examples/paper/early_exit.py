@@ -21,7 +21,7 @@ from distilwhisper.generation import encode, output_head
 from distilwhisper.metrics import ErrorCounts, count_normalized_errors
 from distilwhisper.plots import plot_curves
 
-THRESHOLDS = (1.0, 0.9875, 0.975, 0.95, 0.9, 0.8, 0.6)
+THRESHOLDS = (1.0, 0.9875, 0.975, 0.95, 0.9, 0.6)
 
 
 class EarlyExit:

@@ -13,7 +13,7 @@ def run(lab: Lab) -> None:
         "PL + KL + MSE": lab.student("pl-kl-mse", mse_weight=1.0),
     }
     rows: list[Row] = [{"objective": name, **lab.averages(lab.result(student))} for name, student in students.items()]
-    bars = {str(row["objective"]): {key: row[key] for key in [*row][1:]} for row in rows}
+    bars = {str(row["objective"]): {key[: -len(" WER (%)")]: row[key] for key in [*row][1:]} for row in rows}
     chart = bar_chart(bars, "Word error rates by objective")
     note = (
         f"Each student was trained for {lab.args.updates} updates of {lab.args.batch_size} samples; weights 1.0 (PL), "

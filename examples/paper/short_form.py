@@ -12,11 +12,7 @@ from distilwhisper.plots import plot_trade_off
 
 
 def run(lab: Lab) -> None:
-    models = {
-        "teacher": lab.args.teacher,
-        "student before training": lab.untrained_student(),
-        "student": lab.final_student(),
-    }
+    models = {"teacher": lab.args.teacher, "student": lab.final_student()}
     results = {name: lab.result(model) for name, model in models.items()}
     groups = average_groups(lab.short_sets, lab.in_distribution)
     rates = {

@@ -36,7 +36,10 @@ def plot_bars(
         intervals: Model to set to lower and upper end of the interval around the value.
     """
     sets = list(next(iter(values.values())))
-    longest = [max(by_set.values()) for by_set in values.values()]
+    spans = {name: (intervals or {}).get(name, {}) for name in values}
+    longest = [
+        max([*by_set.values(), *(high for _, high in spans[name].values())]) for name, by_set in values.items()
+    ]
     limit = _bar_limit(longest)
     height = 0.8 / len(values)
 
@@ -45,16 +48,13 @@ def plot_bars(
         for number, (model, by_set) in enumerate(values.items()):
             places = [index + height * (number - (len(values) - 1) / 2) for index in range(len(sets))]
             widths = [min(by_set[name], limit) for name in sets]
-            ends = [
-                (intervals or {}).get(model, {}).get(name, (width, width))
-                for name, width in zip(sets, widths, strict=True)
-            ]
             axes.barh(places, widths, height * 0.86, color=COLORS[number % len(COLORS)], label=model)
-            for place, name, width, (low, high) in zip(places, sets, widths, ends, strict=True):
-                if low < high <= limit:
+            for place, name, width in zip(places, sets, widths, strict=True):
+                low, high = spans[model].get(name, (width, width))
+                if high <= limit:
                     axes.plot([low, high], [place, place], color=INK, linewidth=1)
-                beside = max(width, high if high <= limit else 0) + limit * 0.015
-                axes.text(beside, place, f"{by_set[name]:{form}}", va="center", fontsize=10)
+                    width = max(width, high)
+                axes.text(width + limit * 0.015, place, f"{by_set[name]:{form}}", va="center", fontsize=10)
                 if by_set[name] > limit:
                     _mark_cut(axes, limit, place, height)
         axes.set(xlim=(0, limit * 1.12), ylim=(len(sets) - 0.5, -0.5), xlabel=label)
@@ -244,10 +244,13 @@ def plot_trade_off(
         for name, (latency, rate) in points.items():
             number = names.index(name)
             style = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)]}
-            axes.plot(latency, rate, markersize=8, clip_on=False, **style)
+            axes.plot(latency, rate, markersize=8, clip_on=False, label=name, linestyle="none", **style)
             right = latency > longest / 2
             offset = {"xytext": (-9 if right else 9, 0), "textcoords": "offset points", "va": "center"}
-            axes.annotate(name, (latency, rate), ha="right" if right else "left", **offset)
+            if len(points) <= 3:
+                axes.annotate(name, (latency, rate), ha="right" if right else "left", **offset)
+        if len(points) > 3:  # names beside many points would lie over each other
+            figure.legend(loc="outside upper center", ncols=3, columnspacing=1)
         set_scale(axes, [rate for _, rate in points.values()], logarithmic=True)
         axes.set(xlabel=xlabel, ylabel=label, xlim=(0, longest * 1.1))
         axes.grid()
