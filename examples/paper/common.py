@@ -311,16 +311,10 @@ class Lab:
             result = evaluate(self.transcriber(model, **options), sets, text_column=self.args.text_column)
             (folder / "result.json").write_text(result.to_json(details=True))
 
-        stage = Path(model).name
-        needs = self._needs()
-        after = [
-            *needs.pop("after", ()),
-            *([stage] if stage.startswith("student-") else []),
-            *(["long"] if long else []),
-        ]
-        if long and self.args.long_id + self.args.long_ood:
-            after, needs = after[:-1], {"data": self.args.long_id + self.args.long_ood}
-        folder = self.stages.run(name, make, after=after, model=str(model), **needs, **options)
+        needs = self._needs(long=long)
+        if (student := Path(model).name).startswith("student-"):
+            needs["after"] = [*needs.get("after", ()), student]
+        folder = self.stages.run(name, make, model=str(model), **needs, **options)
         return EvaluationResult.from_json((folder / "result.json").read_text())
 
     def speed_audio(self) -> list[np.ndarray]:
