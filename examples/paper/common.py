@@ -80,7 +80,7 @@ class Arguments:
     train_samples: int = field(default=1_600, metadata={"help": "Utterances to synthesise for training."})
     test_samples: int = field(default=150, metadata={"help": "Utterances to synthesise for each test set."})
     long_samples: int = field(default=3, metadata={"help": "Long recordings to make of each test set."})
-    speed_samples: int = field(default=32, metadata={"help": "Utterances that speed is measured on."})
+    speed_samples: int = field(default=16, metadata={"help": "Utterances that speed is measured on."})
     seed: int = field(default=1, metadata={"help": "Of corpus, training and intervals."})
 
 
@@ -317,10 +317,11 @@ class Lab:
         folder = self.stages.run(name, make, model=str(model), **needs, **options)
         return EvaluationResult.from_json((folder / "result.json").read_text())
 
-    def speed_audio(self) -> list[np.ndarray]:
-        """Return the recordings that speed is measured on."""
+    def speed_audio(self, times: int = 1) -> list[np.ndarray]:
+        """Return the recordings that speed is measured on, or so many times as many."""
         rows = next(iter(self.short_sets.values()))
-        return [load_audio(row["audio"], RATE) for row in rows.select(range(min(self.args.speed_samples, len(rows))))]
+        count = min(times * self.args.speed_samples, len(rows))
+        return [load_audio(row["audio"], RATE) for row in rows.select(range(count))]
 
     @property
     def results_dir(self) -> Path:
