@@ -9,10 +9,11 @@ TEACHER ?= examples/teacher
 FILTER ?= on
 OUTPUT ?= outputs/demo
 DEMO_FLAGS ?=
+PAPER_FLAGS ?=
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test test-all test-oldest coverage lint format types docs package check bench clean
+.PHONY: help demo paper test test-all test-oldest coverage lint format types docs package check bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -29,6 +30,9 @@ $(VENV)/.dev: $(VENV)/.demo
 
 demo: $(VENV)/.demo ## Distil the embedded teacher, from synthesised speech to a page with plots (FILTER=off, TEACHER=...)
 	$(BIN)/python examples/demo.py --teacher $(TEACHER) --filter $(FILTER) --output_dir $(OUTPUT) $(DEMO_FLAGS)
+
+paper: $(VENV)/.demo ## Run every experiment of the paper on the synthetic corpus (25 minutes); tables in outputs/paper/results
+	$(BIN)/python examples/paper/everything.py $(PAPER_FLAGS)
 
 test: $(VENV)/.dev ## Run the tests (minutes)
 	$(BIN)/python -m pytest

@@ -13,9 +13,9 @@ import json
 import logging
 import os
 import platform
-import shutil
+import shlex
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,13 +31,15 @@ from distilwhisper import (
     PseudoLabeler,
     Transcriber,
     WERFilter,
-    compare_latency,
     create_student,
     evaluate,
     last_checkpoint,
     save_processor,
 )
+from distilwhisper.benchmarks import measure_latencies
+from distilwhisper.report_sections import describe_dataset
 from distilwhisper.reports import DistillationReport, ModelResult
+from distilwhisper.stages import Stages
 from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
 
 IN_DISTRIBUTION = ["test"]
@@ -58,32 +60,6 @@ class Arguments:
     batch_size: int = field(default=16, metadata={"help": "Samples of an update."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     seed: int = field(default=1, metadata={"help": "Of the corpus and of the training."})
-
-
-class Stages:
-    """Runs each stage once: its result lies in a directory, marked with the settings that made it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.seconds: dict[str, float] = {}
-        self.settings: dict = {}
-
-    def run(self, name: str, make: Callable[[Path], object], **settings: object) -> Path:
-        """Return the directory of a stage, made now unless the same settings have made it before."""
-        self.settings[name] = settings
-        folder, marker = self.directory / name, self.directory / f"{name}.json"
-        wanted = json.loads(json.dumps(self.settings, default=str))  # with those of the stages before
-        done = json.loads(marker.read_text()) if marker.exists() else {}
-        if done.get("settings") != wanted:
-            if done or (folder.exists() and name != "distilled"):  # a training that was stopped is resumed
-                shutil.rmtree(folder, ignore_errors=True)
-            print(f"\n== {name}", flush=True)
-            start = time.perf_counter()
-            make(folder)
-            done = {"settings": wanted, "seconds": time.perf_counter() - start}
-            marker.write_text(json.dumps(done))
-        self.seconds[name] = done["seconds"]
-        return folder
 
 
 class Bar(ProgressCallback):
@@ -134,30 +110,16 @@ def train(args: Arguments, student: Path, labels: Path, states: Path, validation
 
 
 def worst_examples(test: dict[str, Dataset], teacher: EvaluationResult, student: EvaluationResult) -> list[dict]:
-    """Return what teacher and student wrote where they differ, a few of each set, and one where they do not."""
+    """Return the transcripts of each set in which the student is wrong in most words."""
     examples = []
     for name, rows in test.items():
-        transcripts = teacher.sets[name].transcripts, student.sets[name].transcripts
-        pairs = [(transcripts[0][index], transcripts[1][index]) for index in range(len(rows))]
-        differ = [index for index, (theirs, ours) in enumerate(pairs) if theirs != ours]
-        agree = [index for index, (theirs, ours) in enumerate(pairs) if theirs == ours]
-        for index in differ[:3] + agree[:1]:
-            theirs, ours = pairs[index]
-            examples.append({"set": name, "reference": rows[index]["text"], "teacher": theirs, "student": ours})
+        errors = {index: counts.errors for index, counts in student.sets[name].counts.items()}
+        for index in sorted(errors, key=errors.__getitem__, reverse=True)[:3]:
+            texts = {
+                who: one.sets[name].transcripts[index] for who, one in (("teacher", teacher), ("student", student))
+            }
+            examples.append({"set": name, "reference": rows[index]["text"], **texts})
     return examples
-
-
-def model_result(
-    name: str, transcriber: Transcriber, result: EvaluationResult, latency: object = None, relative: float | None = None
-) -> ModelResult:
-    return ModelResult(
-        name=name,
-        parameters=transcriber.model.num_parameters(),
-        decoder_layers=transcriber.model.config.decoder_layers,
-        wer={test: scores.wer for test, scores in result.sets.items()},
-        latency_ms=None if latency is None else 1000 * latency.median_s,
-        relative_latency=relative,
-    )
 
 
 def main() -> None:
@@ -167,8 +129,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
     start = time.perf_counter()
-    stages = Stages(args.output_dir)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    stages = Stages(args.output_dir, lambda name: print(f"\n== {name}", flush=True))
 
     sizes = dict.fromkeys(["test", *OUT_OF_DISTRIBUTION], args.test_samples)
     corpus_config = CorpusConfig(train=args.train_samples, validation=100, seed=args.seed, noise_snr_db=20.0, **sizes)
@@ -181,7 +142,9 @@ def main() -> None:
         create_student(args.teacher, decoder_layers=args.decoder_layers, dtype=torch.float32).save_pretrained(folder)
         save_processor(WhisperProcessor.from_pretrained(args.teacher), folder)
 
-    student_dir = stages.run("student", make_student, teacher=args.teacher, decoder_layers=args.decoder_layers)
+    student_dir = stages.run(
+        "student", make_student, after=["corpus"], teacher=args.teacher, decoder_layers=args.decoder_layers
+    )
 
     def label(folder: Path) -> None:
         labeler = PseudoLabeler(args.teacher, language="en", return_timestamps=True, batch_size=32)
@@ -191,7 +154,7 @@ def main() -> None:
         labeler.label(corpus_by_speaker, folder, speaker_column="speaker_id", cache_dir=folder / "states")
         print(labeler.report)
 
-    labels_dir = stages.run("labels", label)
+    labels_dir = stages.run("labels", label, after=["student"])
     wer_filter = WERFilter(args.threshold)
 
     def keep(folder: Path) -> None:
@@ -202,10 +165,12 @@ def main() -> None:
         (load_from_disk(str(labels_dir)) if args.filter == "off" else kept).save_to_disk(folder)
         (folder / "filter.json").write_text(wer_filter.report.to_json())
 
-    kept_dir = stages.run("kept", keep, threshold=args.threshold, filter=args.filter)
+    kept_dir = stages.run("kept", keep, after=["labels"], threshold=args.threshold, filter=args.filter)
     distilled_dir = stages.run(
         "distilled",
         lambda folder: train(args, student_dir, kept_dir, labels_dir / "states", corpus["validation"], folder),
+        after=["kept"],
+        resumes=True,
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
@@ -218,21 +183,32 @@ def main() -> None:
     settings = {"language": "en", "batch_size": 32, "max_new_tokens": MAX_NEW_TOKENS}
     models = {name: Transcriber(str(path), **settings) for name, path in names.items()}
     results = {name: evaluate(transcriber, test) for name, transcriber in models.items()}
-    speed = compare_latency(
-        models["student"], models["teacher"], corpus["test"].select(range(min(20, args.test_samples)))["audio"]
-    )
-    latencies = {"teacher": (speed.teacher, 1.0), "student": (speed.student, speed.relative_latency)}
+    audio = corpus["test"].select(range(min(32, args.test_samples)))["audio"]
+    timed = {name: models[name] for name in ("teacher", "student")}
+    times = {size: measure_latencies(timed, audio, batch_size=size) for size in (1, 4, 16)}
+    speed = {
+        name: {
+            "latency_ms": 1000 * times[1][name].median_s,
+            "relative_latency": times[1]["teacher"].median_s / times[1][name].median_s,
+            "latency_by_batch": [[size, 1000 * sum(by[name].seconds) / len(audio)] for size, by in times.items()],
+        }
+        for name in timed
+    }
     state = json.loads((distilled_dir / "trainer_state.json").read_text())
     report = DistillationReport(
         title=f"Distilling {args.teacher}",
-        models=[model_result(name, models[name], results[name], *latencies.get(name, ())) for name in models],
+        models=[
+            ModelResult.from_evaluation(name, models[name].model, results[name], **speed.get(name, {}))
+            for name in models
+        ],
         in_distribution=IN_DISTRIBUTION,
         out_of_distribution=OUT_OF_DISTRIBUTION,
         filter=json.loads((kept_dir / "filter.json").read_text()) if args.filter == "on" else None,
         training_log=state["log_history"],
         examples=worst_examples(test, results["teacher"], results["student"]),
+        data=[describe_dataset(name, rows, source="synthesised by eSpeak NG") for name, rows in corpus.items()],
         settings={
-            "command": f"make demo FILTER={args.filter} TEACHER={args.teacher}",
+            "command": shlex.join(["python", *sys.argv]),
             **{name: str(value) for name, value in asdict(args).items()},
             **{f"seconds: {name}": round(seconds, 1) for name, seconds in stages.seconds.items()},
             "seconds: all": round(time.perf_counter() - start, 1),

@@ -20,25 +20,28 @@ COMMANDS = [name for name in MODULES if name.split(".")[0] == "commands"]
 
 FLOORS = [
     [
-        *"arguments attention audio checkpoints costs divergences environment export.formats".split(),
-        *"export.graphs export.greedy grammar hub labels models normalizers pages plots row_files shards".split(),
+        *"arguments attention audio charts checkpoints costs divergences environment export.formats".split(),
+        *"export.graphs export.greedy grammar hub labels models normalizers row_files shards stages".split(),
         *"stepping tables token_rules tokens top_k worklist".split(),
     ],
     [
-        *"batches beam_search cache collator export.openai_whisper export.runtimes filter_reports".split(),
-        *"fused_loss label_joining loading metrics pieces references reports row_sources segments".split(),
-        *"spectrograms student synthesis voice_activity".split(),
+        *"batches beam_search cache collator export.openai_whisper export.runtimes fused_loss".split(),
+        *"label_joining loading metrics pages pieces plots references row_sources segments spectrograms".split(),
+        *"student synthesis voice_activity".split(),
     ],
     [
-        *"export.ggml export.onnx generation label_rules label_store losses packing samples scoring".split(),
-        *"segmentation".split(),
+        *"export.ggml export.onnx filter_reports generation label_rules label_store losses packing".split(),
+        *"report_sections samples scoring segmentation significance word_errors".split(),
     ],
-    "cached_inputs export.transformers label_scores modeling preparation speculative word_timing".split(),
-    "dataset_filters decoding export.ctranslate2 export.decoder_only trainer".split(),
-    "chunking filtering longform transcripts".split(),
+    [
+        *"cached_inputs export.transformers label_scores modeling preparation results speculative".split(),
+        *"word_timing".split(),
+    ],
+    "dataset_filters decoding export.ctranslate2 export.decoder_only reports trainer".split(),
+    "chunking filtering longform model_card transcripts".split(),
     ["transcription"],
     "alignment batch_transcription benchmarks caching evaluation export.parity".split(),
-    "export.exporting model_card pseudo_labels".split(),
+    "export.exporting pseudo_labels".split(),
     ["export"],
     COMMANDS,
     ["cli"],
@@ -47,11 +50,12 @@ FLOORS = [
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
-    *"audio checkpoints cli costs dataset_filters environment export export.ctranslate2".split(),
+    *"audio charts checkpoints cli costs dataset_filters environment export export.ctranslate2".split(),
     *"export.formats export.ggml export.graphs export.greedy export.onnx export.runtimes".split(),
     *"filter_reports filtering grammar hub label_rules label_scores label_store labels loading".split(),
-    *"metrics model_card normalizers pages pieces plots references reports row_files row_sources".split(),
-    *"scoring segmentation shards synthesis tables voice_activity worklist".split(),
+    *"metrics model_card normalizers pages pieces plots references report_sections reports results".split(),
+    *"row_files row_sources scoring segmentation shards significance stages synthesis tables".split(),
+    *"voice_activity word_errors worklist".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
 

@@ -1,11 +1,18 @@
 import json
+import resource
 import time
 
 import pytest
 from conftest import encoded, tiny_whisper, tone
 
 from distilwhisper.audio import AudioError
-from distilwhisper.benchmarks import LatencyComparison, LatencyResult, compare_latency, measure_latency
+from distilwhisper.benchmarks import (
+    LatencyComparison,
+    LatencyResult,
+    compare_latency,
+    measure_latencies,
+    measure_latency,
+)
 from distilwhisper.transcription import Transcriber
 
 AUDIO = [encoded(tone(0.5)), tone(1.0), tone(1.5)]
@@ -34,6 +41,26 @@ def test_each_batch_has_a_time_and_its_seconds_of_audio(transcriber):
     assert result.rtf == pytest.approx(sum(result.seconds) / 3)
     assert result.rtfx == pytest.approx(1 / result.rtf)
     assert json.loads(result.to_json())["device"] == "cpu"
+
+
+def test_tokens_are_counted_and_memory_is_that_of_the_process(transcriber):
+    result = measure_latency(transcriber, AUDIO, batch_size=2, repeats=1)
+    tokens = [sum(len(heard.tokens) for heard in transcriber(batch)) for batch in (AUDIO[:2], AUDIO[2:])]
+    assert result.tokens == tuple(tokens)
+    assert result.tokens_per_s == pytest.approx(sum(tokens) / sum(result.seconds))
+    parameters = 4 * transcriber.model.num_parameters()
+    assert parameters < result.peak_memory_bytes <= 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def test_any_number_of_models_is_timed_in_turns(processor):
+    calls = []
+    models = {
+        str(seconds): slowed(Transcriber(tiny_whisper(), processor, language="en", max_new_tokens=1), seconds, calls)
+        for seconds in (0.0, 0.01, 0.02)
+    }
+    results = measure_latencies(models, AUDIO[:1], warmup=0, repeats=2)
+    assert calls == [0.0, 0.01, 0.02, 0.02, 0.01, 0.0]
+    assert list(results) == list(models)
 
 
 def test_a_model_with_its_processor_will_do(transcriber, processor):

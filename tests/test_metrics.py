@@ -1,5 +1,6 @@
 import json
 import math
+import random
 
 import jiwer
 import pytest
@@ -58,6 +59,19 @@ def test_counts_of_pairs_add_up_to_the_counts_of_the_whole(pairs):
     if total.reference_words:
         assert word_error_rate(references, hypotheses) == oracle.wer
         assert math.isclose(total.wer, total.ser + total.ier + total.der)
+
+
+def test_the_counts_of_a_thousand_random_pairs_are_those_of_jiwer():
+    rng = random.Random(0)
+    words = "a b c dd ee the cat's sat über 7".split()
+    pairs = [[" ".join(rng.choices(words, k=rng.randrange(1, 15))) for _ in range(2)] for _ in range(1_000)]
+    total = sum((count_word_errors(*pair) for pair in pairs), ErrorCounts())
+    oracle = jiwer.process_words(*map(list, zip(*pairs, strict=True)))
+    words = oracle.hits + oracle.substitutions + oracle.deletions
+    assert (total.wer, total.ser) == (oracle.wer, oracle.substitutions / words)
+    assert (total.ier, total.der) == (oracle.insertions / words, oracle.deletions / words)
+    characters = sum((count_character_errors(*pair) for pair in pairs), ErrorCounts())
+    assert characters.wer == jiwer.process_characters(*map(list, zip(*pairs, strict=True))).cer
 
 
 def test_the_rate_of_a_set_is_not_the_mean_of_its_rates():

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from distilwhisper.filtering import Decision, FilterReport
-from distilwhisper.pages import mark_words
+from distilwhisper.pages import mark_words, mark_words_in_markdown
 from distilwhisper.reports import DistillationReport, ModelResult
 from distilwhisper.tables import text_table
 
@@ -74,6 +74,50 @@ def full_report():
 
 def written_page(report, directory):
     return report.write(directory).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def measured(full_report):
+    """A report with everything that there is to measure."""
+    measures = {
+        "error_kinds": {"substitutions": 0.03, "deletions": 0.01, "insertions": 0.005},
+        "utterance_wer": [0.0, 0.0, 0.12, 1.5],
+        "latency_by_batch": [[1, 96.4], [4, 40.0], [16, 21.5]],
+        "wer_by_snr": {"white": [[40, 0.02], [0, 0.3]], "pub": [[40, 0.03], [0, 0.5]]},
+    }
+    models = [replace(model, **measures) for model in (TEACHER, STUDENT)]
+    data = [
+        {"data set": "far", "samples": 1_200, "hours": 0.9},
+        {"data set": "noise|y", "samples": 3, "licence": "MIT"},
+    ]
+    return replace(full_report, models=models, data=data)
+
+
+def test_everything_measured_has_its_section(measured, tmp_path):
+    html = written_page(measured, tmp_path)
+    headings = re.findall("<h2>(.+?)</h2>", html)
+    assert headings == "Accuracy and speed,Errors,Noise,Training,Filter,Examples,Data,Settings".split(",")
+    figures = re.findall("<b>(.+?)</b>", html)
+    assert "Latency by batch size" in figures
+    assert [name for name in figures if "noise" in name] == [f"Word error rate in noise: {n}" for n in ("white", "pub")]
+    labels = [value for name, value in Page(html).attributes if name == "aria-label"]
+    assert any(label.endswith("student 3.0 % substitutions, 1.0 % deletions, 0.5 % insertions.") for label in labels)
+    assert "Utterances by word error rate; without any error: teacher 2, student 2." in labels
+    assert "<td>1,200</td><td>0.9</td><td>-</td>" in html
+
+
+def test_markdown_holds_what_the_page_shows(measured):
+    markdown = measured.to_markdown()
+    assert "| teacher | 3.0 | 1.0 | 0.5 |" in markdown
+    assert "## WER in noise: pub\n\n| WER (%) at | 40 dB | 0 dB |" in markdown
+    assert "  - student: **For** (Four) **&lt;script&gt;boxes** (boxes.)" in markdown
+    assert "| far | 1,200 | 0.9 | - |" in markdown
+    assert DistillationReport.from_json(measured.to_json()).to_markdown() == markdown
+
+
+def test_differences_are_marked_in_markdown():
+    assert mark_words_in_markdown("a b c", "a x c d") == "a **x** (b) c **+d**"
+    assert mark_words_in_markdown("a b", "b") == "~~a~~ b"
 
 
 def test_averages_weigh_all_sets_the_same():
@@ -174,7 +218,7 @@ def test_the_page_is_well_formed_and_loads_nothing(full_report, tmp_path):
     assert not {"script", "link", "img", "iframe", "object", "image"} & set(page.tags)
     assert not re.search(r"https?:|@import|url\((?!#)", html)
     assert all(value.startswith("#") for name, value in page.attributes if name in ("href", "xlink:href", "src"))
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     used = {value[1:] for name, value in page.attributes if name == "xlink:href"} | set(
@@ -206,7 +250,7 @@ def test_the_page_has_only_the_sections_that_have_something_to_show(full_report,
     untimed = [replace(model, latency_ms=None, relative_latency=None) for model in BARE.models]
     bare = written_page(replace(BARE, models=untimed), tmp_path)
     assert re.findall("<h2>(.+?)</h2>", bare) == ["Accuracy and speed"]
-    assert Page(bare).tags.count("svg") == 1
+    assert Page(bare).tags.count("svg") == 2
 
 
 def test_the_bars_of_an_untrained_student_are_cut_and_still_labelled(full_report, tmp_path):

@@ -232,7 +232,9 @@ def test_evaluation_reports_word_error_rates_and_their_mean_over_the_sets(tiny_t
     trainer = trainer_for(tiny_teacher, data, processor, tmp_path, eval_dataset=sets, generation_max_length=12)
     metrics = trainer.evaluate()
     assert metrics["eval_wer"] == pytest.approx((metrics["eval_large_wer"] + metrics["eval_small_wer"]) / 2)
-    assert metrics["eval_loss"] == pytest.approx((metrics["eval_large_loss"] + metrics["eval_small_loss"]) / 2)
+    for kind in ("loss", "ier", "ser", "der", "cer", "wer_ortho", "repeated_5grams"):
+        both = metrics[f"eval_large_{kind}"] + metrics[f"eval_small_{kind}"]
+        assert metrics[f"eval_{kind}"] == pytest.approx(both / 2)
     for name in sets:
         parts = sum(metrics[f"eval_{name}_{kind}"] for kind in ("ier", "ser", "der"))
         assert metrics[f"eval_{name}_wer"] == pytest.approx(parts)
@@ -647,7 +649,7 @@ def assert_same_run(ours, theirs):
     for mine, other in zip(ours[1]["log"][:3], theirs[1]["log"][:3], strict=True):
         for name in ("loss", "kl_loss", "pl_loss", "grad_norm"):
             assert mine[name] == pytest.approx(other[name], rel=1e-4)
-    for name in ("eval_wer", "eval_all_wer", "eval_some_wer", "eval_all_der"):
+    for name in ("eval_wer", "eval_all_wer", "eval_some_wer", "eval_all_der", "eval_cer", "eval_repeated_5grams"):
         assert ours[1]["metrics"][name] == pytest.approx(theirs[1]["metrics"][name], rel=1e-4)
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distilwhisper.collator import DataCollatorForDistillation
     from distilwhisper.costs import StepCost, WhisperShape, step_cost
     from distilwhisper.divergences import TopKTeacher
-    from distilwhisper.evaluation import EvaluationResult, evaluate
+    from distilwhisper.evaluation import evaluate
     from distilwhisper.export import export_model
     from distilwhisper.filter_reports import FilterReport, threshold_sweep, write_filter_report
     from distilwhisper.filtering import LabelFilter, WERFilter
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from distilwhisper.packing import Packer, PackReport
     from distilwhisper.pseudo_labels import PseudoLabeler
     from distilwhisper.references import assign_references
+    from distilwhisper.results import EvaluationResult, relative_error_rates
     from distilwhisper.segmentation import Segmenter, SegmentReport
     from distilwhisper.segments import Segment, Word
+    from distilwhisper.significance import compare_word_errors, word_error_interval
     from distilwhisper.speculative import SpeculationReport
     from distilwhisper.student import create_student, save_processor
     from distilwhisper.trainer import DistillationTrainer
@@ -51,11 +53,11 @@ _MODULES = {
     "DistillationTrainer": "trainer",
     "DistillationTrainingArguments": "arguments",
     "ErrorCounts": "metrics",
-    "EvaluationResult": "evaluation",
     "FilterReport": "filter_reports",
     "LabelFilter": "filtering",
     "LabelRules": "label_rules",
     "LabelReport": "labels",
+    "EvaluationResult": "results",
     "LatencyComparison": "benchmarks",
     "LatencyResult": "benchmarks",
     "PackReport": "packing",
@@ -79,6 +81,7 @@ _MODULES = {
     "Word": "segments",
     "cache_states": "caching",
     "compare_latency": "benchmarks",
+    "compare_word_errors": "significance",
     "create_student": "student",
     "distillation_loss": "losses",
     "evaluate": "evaluation",
@@ -95,6 +98,8 @@ _MODULES = {
     "threshold_sweep": "filter_reports",
     "write_filter_report": "filter_reports",
     "step_cost": "costs",
+    "relative_error_rates": "results",
+    "word_error_interval": "significance",
 }
 
 __version__ = version("distilwhisper")
@@ -135,6 +140,7 @@ __all__ = [
     "assign_references",
     "cache_states",
     "compare_latency",
+    "compare_word_errors",
     "create_student",
     "distillation_loss",
     "evaluate",
@@ -146,10 +152,12 @@ __all__ = [
     "load_speech",
     "measure_latency",
     "push_to_hub",
+    "relative_error_rates",
     "render_model_card",
     "save_processor",
     "step_cost",
     "threshold_sweep",
+    "word_error_interval",
     "write_filter_report",
 ]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from statistics import median
 from typing import Any
 
@@ -27,6 +28,9 @@ class LatencyResult:
         batch_size: Recordings in a batch; the last batch may have fewer.
         repeats: How often each batch was transcribed.
         device: Where it ran.
+        tokens: For each batch, the tokens that were generated.
+        peak_memory_bytes: Most memory of the device that was allocated in a run, the models' own included; on a CPU
+            the most that the process ever held, whatever for. None where the system does not say.
     """
 
     seconds: tuple[float, ...]
@@ -34,6 +38,8 @@ class LatencyResult:
     batch_size: int
     repeats: int
     device: str
+    tokens: tuple[int, ...] = ()
+    peak_memory_bytes: int | None = None
 
     @property
     def median_s(self) -> float:
@@ -50,17 +56,25 @@ class LatencyResult:
         """Inverse of the real-time factor: seconds of audio in a second of work."""
         return 1 / self.rtf
 
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens generated in a second of work, features and encoder included."""
+        return sum(self.tokens) / sum(self.seconds)
+
     def to_dict(self) -> dict[str, Any]:
         """Return times and settings by name."""
         return {
             "median_s": self.median_s,
             "rtf": self.rtf,
             "rtfx": self.rtfx,
+            "tokens_per_s": self.tokens_per_s,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "batch_size": self.batch_size,
             "repeats": self.repeats,
             "device": self.device,
             "seconds": list(self.seconds),
             "audio_s": list(self.audio_s),
+            "tokens": list(self.tokens),
         }
 
     def to_json(self) -> str:
@@ -138,7 +152,49 @@ def measure_latency(
         ValueError: If there is no audio, or ``batch_size`` or ``repeats`` is below 1.
     """
     transcriber = _transcriber(model, processor, options)
-    return _time([transcriber], audio, batch_size=batch_size, warmup=warmup, repeats=repeats)[0]
+    times = measure_latencies({"": transcriber}, audio, batch_size=batch_size, warmup=warmup, repeats=repeats)
+    return times[""]
+
+
+def measure_latencies(
+    models: Mapping[str, Transcriber],
+    audio: Iterable[Any],
+    *,
+    batch_size: int = 1,
+    warmup: int = 2,
+    repeats: int = 3,
+) -> dict[str, LatencyResult]:
+    """Time several models in turns, batch by batch, so that a machine that slows down favours none.
+
+    Arguments and errors are those of `measure_latency`, but for the models: ``Transcriber`` objects by name.
+    """
+    if batch_size < 1 or repeats < 1:
+        raise ValueError(f"batch_size and repeats must be at least 1, not {batch_size} and {repeats}")
+    transcribers = list(models.values())
+    rate, window_s = transcribers[0].sampling_rate, min(model.window_s for model in transcribers)
+    samples = [load_audio(recording, rate, max_duration_s=window_s) for recording in audio]
+    if not samples:
+        raise ValueError("there is no audio to measure with; pass at least one recording")
+    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+    runs = [_Runner(transcriber) for transcriber in transcribers]
+    for run, batch in product(runs, islice(cycle(batches), warmup)):
+        run(batch)
+    for repeat, (number, batch) in product(range(repeats), enumerate(batches)):
+        for run in runs if (repeat + number) % 2 == 0 else reversed(runs):
+            run.times.setdefault(id(batch), []).append(run(batch))
+    audio_s = tuple(sum(map(len, batch)) / rate for batch in batches)
+    return {
+        name: LatencyResult(
+            tuple(median(run.times[id(batch)]) for batch in batches),
+            audio_s,
+            batch_size,
+            repeats,
+            str(run.device),
+            tuple(run.tokens[id(batch)] for batch in batches),
+            run.peak_memory_bytes,
+        )
+        for name, run in zip(models, runs, strict=True)
+    }
 
 
 def compare_latency(
@@ -156,53 +212,51 @@ def compare_latency(
 
     Arguments and errors are those of `measure_latency`.
     """
-    transcribers = [_transcriber(model, processor, options) for model in (student, teacher)]
-    return LatencyComparison(*_time(transcribers, audio, batch_size=batch_size, warmup=warmup, repeats=repeats))
+    models = {"student": student, "teacher": teacher}
+    transcribers = {name: _transcriber(model, processor, options) for name, model in models.items()}
+    times = measure_latencies(transcribers, audio, batch_size=batch_size, warmup=warmup, repeats=repeats)
+    return LatencyComparison(**times)
 
 
 def _transcriber(model: Any, processor: Any, options: dict[str, Any]) -> Transcriber:
     return model if isinstance(model, Transcriber) else Transcriber(model, processor, **{"language": "en", **options})
 
 
-def _time(
-    transcribers: Sequence[Transcriber], audio: Iterable[Any], *, batch_size: int, warmup: int, repeats: int
-) -> list[LatencyResult]:
-    if batch_size < 1 or repeats < 1:
-        raise ValueError(f"batch_size and repeats must be at least 1, not {batch_size} and {repeats}")
-    rate, window_s = transcribers[0].sampling_rate, min(model.window_s for model in transcribers)
-    samples = [load_audio(recording, rate, max_duration_s=window_s) for recording in audio]
-    if not samples:
-        raise ValueError("there is no audio to measure with; pass at least one recording")
-    batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
-    runs = [_runner(transcriber) for transcriber in transcribers]
-    for run in runs:
-        for batch in islice(cycle(batches), warmup):
-            run(batch)
-    times: list[list[list[float]]] = [[[] for _ in batches] for _ in runs]
-    for repeat in range(repeats):
-        for number, batch in enumerate(batches):
-            turns = range(len(runs)) if (repeat + number) % 2 == 0 else reversed(range(len(runs)))
-            for turn in turns:
-                times[turn][number].append(runs[turn](batch))
-    audio_s = tuple(sum(map(len, batch)) / rate for batch in batches)
-    return [
-        LatencyResult(tuple(map(median, medians)), audio_s, batch_size, repeats, str(transcriber.model.device))
-        for medians, transcriber in zip(times, transcribers, strict=True)
-    ]
+class _Runner:
+    """Transcribes batches, and keeps what they took in memory and gave in tokens."""
 
+    def __init__(self, transcriber: Transcriber) -> None:
+        self.transcriber, self.device = transcriber, transcriber.model.device
+        self.head = output_head(transcriber.model)
+        self.times: dict[int, list[float]] = {}  # by batch
+        self.tokens: dict[int, int] = {}
+        self.peak_memory_bytes: int | None = None
 
-def _runner(transcriber: Transcriber) -> Callable[[list[Samples]], float]:
-    """Return the function that transcribes a batch and returns the seconds it took."""
-    head = output_head(transcriber.model)
-
-    def run(batch: list[Samples]) -> float:
-        _synchronize(transcriber.model.device)
+    def __call__(self, batch: list[Samples]) -> float:
+        """Return the seconds that a batch took."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        _synchronize(self.device)
         started = time.perf_counter()
-        transcriber.transcribe_features(transcriber.extract_features(batch), head=head)
-        _synchronize(transcriber.model.device)
-        return time.perf_counter() - started
+        features = self.transcriber.extract_features(batch)
+        transcripts = self.transcriber.transcribe_features(features, head=self.head)
+        _synchronize(self.device)
+        seconds = time.perf_counter() - started
+        self.tokens[id(batch)] = sum(len(transcript.tokens) for transcript in transcripts)
+        if (peak := _peak_memory_bytes(self.device)) is not None:
+            self.peak_memory_bytes = max(peak, self.peak_memory_bytes or 0)
+        return seconds
 
-    return run
+
+def _peak_memory_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    import resource  # Unix alone has it
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _synchronize(device: torch.device) -> None:

@@ -2,146 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import islice
-from statistics import fmean
+from itertools import count, islice
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
 from datasets.utils import tqdm
 
 from distilwhisper.audio import AudioError, undecoded
-from distilwhisper.metrics import ErrorCounts, count_normalized_errors, count_word_errors
+from distilwhisper.metrics import count_character_errors, count_word_errors, normalized_texts
 from distilwhisper.normalizers import Normalizer, get_normalizer
+from distilwhisper.results import EvaluationResult, Failure, SetResult
 from distilwhisper.transcription import Transcriber
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, order=True)
-class Failure:
-    """A sample that could not be scored.
-
-    Attributes:
-        index: Its position in the set.
-        reason: ``missing_reference``, or the reason of an `AudioError`.
-        message: What happened, in words.
-    """
-
-    index: int
-    reason: str
-    message: str
-
-
-@dataclass
-class SetResult:
-    """The result on one test set. Scored, empty-reference and failed samples add up to all.
-
-    Attributes:
-        normalized: Word errors after normalisation, of the scored samples.
-        orthographic: Word errors of the same samples as written: case and punctuation count.
-        empty_references: Word errors of the samples whose normalised reference is empty; they have no error rate, and
-            every insertion among them is an invented word.
-        failures: The samples that could not be scored.
-        transcripts: What the model wrote, by position in the set; failed samples are absent.
-        audio_s: Seconds of audio transcribed.
-        seconds: Seconds that took, reading the audio included.
-    """
-
-    normalized: ErrorCounts = field(default_factory=ErrorCounts)
-    orthographic: ErrorCounts = field(default_factory=ErrorCounts)
-    empty_references: ErrorCounts = field(default_factory=ErrorCounts)
-    failures: list[Failure] = field(default_factory=list)
-    transcripts: dict[int, str] = field(default_factory=dict)
-    audio_s: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def samples(self) -> int:
-        """All samples of the set."""
-        return self.normalized.samples + self.empty_references.samples + len(self.failures)
-
-    @property
-    def wer(self) -> float:
-        """Word error rate after normalisation, a fraction; NaN if no sample could be scored."""
-        return self.normalized.wer if self.normalized.samples else math.nan
-
-    @property
-    def wer_orthographic(self) -> float:
-        """Word error rate of the texts as written, a fraction; NaN if no sample could be scored."""
-        return self.orthographic.wer if self.orthographic.samples else math.nan
-
-    @property
-    def rtf(self) -> float:
-        """Real-time factor: seconds of work for a second of audio; NaN without audio."""
-        return self.seconds / self.audio_s if self.audio_s else math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return counts, rates and failures by name, without the transcripts; NaN becomes None."""
-        return {
-            "samples": self.samples,
-            "wer": _finite(self.wer),
-            "wer_orthographic": _finite(self.wer_orthographic),
-            "rtf": _finite(self.rtf),
-            "audio_s": self.audio_s,
-            "seconds": self.seconds,
-            "normalized": self.normalized.to_dict(),
-            "orthographic": self.orthographic.to_dict(),
-            "empty_references": self.empty_references.to_dict(),
-            "failures": [asdict(failure) for failure in self.failures],
-        }
-
-
-@dataclass
-class EvaluationResult:
-    """The results on all test sets; ``print(result)`` shows a Markdown table.
-
-    Attributes:
-        sets: Result by name of the set.
-    """
-
-    sets: dict[str, SetResult]
-
-    @property
-    def wer(self) -> float:
-        """Macro-average of the normalised word error rates, a fraction: every set counts alike."""
-        return fmean(result.wer for result in self.sets.values())
-
-    @property
-    def wer_orthographic(self) -> float:
-        """Macro-average of the orthographic word error rates, a fraction."""
-        return fmean(result.wer_orthographic for result in self.sets.values())
-
-    @property
-    def rtf(self) -> float:
-        """Real-time factor over all sets: seconds of work for a second of audio; NaN without audio."""
-        audio_s = sum(result.audio_s for result in self.sets.values())
-        return sum(result.seconds for result in self.sets.values()) / audio_s if audio_s else math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the averages, and each set's `SetResult.to_dict`."""
-        averages = {name: _finite(getattr(self, name)) for name in ("wer", "wer_orthographic", "rtf")}
-        return {**averages, "sets": {name: result.to_dict() for name, result in self.sets.items()}}
-
-    def to_json(self) -> str:
-        """Return `to_dict` as a JSON document."""
-        return json.dumps(self.to_dict(), indent=2)
-
-    def __str__(self) -> str:
-        header = ("set", "samples", "WER", "as written", "hits", "sub.", "del.", "ins.", "empty", "failed", "RTF")
-        lines = [header, (":--", *["--:"] * (len(header) - 1))]
-        for name, result in self.sets.items():
-            words, others = result.normalized, (result.empty_references.samples, len(result.failures))
-            counts = (words.hits, words.substitutions, words.deletions, words.insertions, *others)
-            lines.append((name, str(result.samples), *_rates(result), *map(str, counts), f"{result.rtf:.3f}"))
-        if len(self.sets) > 1:
-            lines.append(("macro-average", "", *_rates(self), *[""] * 6, f"{self.rtf:.3f}"))
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def evaluate(
@@ -158,7 +38,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Transcribe test sets and count the word errors.
 
-    Every sample is scored, or counted as having an empty reference (once normalised), or listed as a failure.
+    Every sample is scored, or counted as having an empty reference (once normalised), or listed as a failure. Under
+    ``accelerate launch`` the processes share the samples: all of them must call this, and each gets the whole result.
 
     Args:
         model: A model, the path or Hub id of one, or a `Transcriber`, which keeps its own settings.
@@ -205,7 +86,12 @@ def _recordings(
     if missing := [name for name in (text_column, audio_column) if name not in known]:
         raise ValueError(f"the test set has no column {missing[0]!r}, only {known}; name the right one")
     rows = undecoded(rows, audio_column) if hasattr(rows, "features") else rows
-    for index, row in enumerate(rows):
+    first, step = _shard()
+    if isinstance(rows, Dataset):
+        mine = iter(rows.shard(step, first, contiguous=False))
+    else:
+        mine = islice(rows, first, None, step)
+    for index, row in zip(count(first, step), mine, strict=False):
         references[index] = row[text_column]
         yield index, None if references[index] is None else row[audio_column]
 
@@ -223,30 +109,44 @@ def _evaluate_set(
             result.failures.append(Failure(index, transcript.reason, str(transcript)))
         else:
             result.audio_s += transcript.duration_s
+            result.tokens += len(transcript.tokens)
             result.transcripts[index] = transcript.text
     result.seconds = time.perf_counter() - started
     result.transcripts = dict(sorted(result.transcripts.items()))
     result.failures.sort()
     for index, text in result.transcripts.items():
-        _score(result, references[index] or "", text, normalize)
+        _score(result, index, references[index] or "", text, normalize)
+    result = _gather(result)
     if result.failures:
         reasons = dict(Counter(failure.reason for failure in result.failures))
         logger.warning("%d of %d samples of %s are not scored: %s", len(result.failures), result.samples, name, reasons)
     return result
 
 
-def _score(result: SetResult, reference: str, hypothesis: str, normalize: Normalizer) -> None:
-    normalized = count_normalized_errors(reference, hypothesis, normalize)
-    if normalized.reference_words:
-        result.normalized += normalized
+def _score(result: SetResult, index: int, reference: str, hypothesis: str, normalize: Normalizer) -> None:
+    pair = normalized_texts((reference, hypothesis), normalize)
+    counts = count_word_errors(*pair)
+    if counts.reference_words:
+        result.counts[index] = counts
         result.orthographic += count_word_errors(reference, hypothesis)
+        result.characters += count_character_errors(*pair)
     else:
-        result.empty_references += normalized
+        result.empty_references += counts
 
 
-def _finite(rate: float) -> float | None:
-    return rate if math.isfinite(rate) else None
+def _shard() -> tuple[int, int]:
+    """Return this process's number and how many there are, as ``accelerate launch`` or ``torchrun`` set them up."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    state = PartialState()
+    return state.process_index, state.num_processes
 
 
-def _rates(result: SetResult | EvaluationResult) -> tuple[str, str]:
-    return f"{result.wer:.2%}", f"{result.wer_orthographic:.2%}"
+def _gather(result: SetResult) -> SetResult:
+    """Return the sum of the results of all processes, which worked at the same time."""
+    if _shard()[1] == 1:
+        return result
+    parts = gather_object([result])
+    total = sum(parts, SetResult())
+    total.seconds = max(part.seconds for part in parts)
+    return total

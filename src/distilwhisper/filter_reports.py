@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from distilwhisper.plots import plot_label_histogram, plot_threshold_sweep, save_svg
+from distilwhisper.plots import plot_label_histogram, plot_threshold_sweep
 from distilwhisper.tables import markdown_table
 
 WER_COLUMN = "whisper_wer"
@@ -256,12 +256,12 @@ def write_filter_report(report: FilterReport, output_dir: str | Path, sweep: Seq
     if report.threshold is not None:
         description = f"{report.total.samples:,} labels by word error rate, the filter at {report.threshold:.0%}"
         chart = plot_label_histogram([*HISTOGRAM_EDGES, None], report.histogram, report.threshold, description)
-        save_svg(chart, folder / "wer_histogram.svg")
+        chart.save(folder / "wer_histogram.svg")
         parts += [f"![{description}](wer_histogram.svg)"]
     if sweep:
         description = "Share of the samples and hours kept against the threshold"
         curve = [(point.threshold, point.share, point.hours) for point in sweep]
-        save_svg(plot_threshold_sweep(curve, report.threshold, description), folder / "threshold_sweep.svg")
+        plot_threshold_sweep(curve, report.threshold, description).save(folder / "threshold_sweep.svg")
         parts += ["## Thresholds", f"![{description}](threshold_sweep.svg)", markdown_table(_sweep_rows(sweep))]
     for column, groups in report.groups.items():
         parts += [f"## By {column}", markdown_table(_group_rows(column, groups))]

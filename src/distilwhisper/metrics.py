@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import jiwer
 from rapidfuzz.distance import Levenshtein
@@ -91,6 +92,11 @@ class ErrorCounts:
         """Return `to_dict` as a JSON document."""
         return json.dumps(self.to_dict())
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ErrorCounts:
+        """Return the counts that `to_dict` gave."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
     def _rate(self, errors: int) -> float:
         if self.reference_words == 0:
             return math.inf if errors else 0.0
@@ -110,13 +116,17 @@ def count_normalized_errors(reference: str, hypothesis: str, normalizer: Normali
 
     Whisper's English normaliser turns ``...`` into ``.``, which would otherwise be a word.
     """
-    return count_word_errors(*(" ".join(normalized_words(text, normalizer)) for text in (reference, hypothesis)))
+    return count_word_errors(*normalized_texts((reference, hypothesis), normalizer))
+
+
+def normalized_texts(texts: Iterable[str], normalizer: Normalizer) -> list[str]:
+    """Return texts normalised, and empty where no letter or digit is left, as word and character errors need them."""
+    return [text if any(map(str.isalnum, text)) else "" for text in map(normalizer, texts)]
 
 
 def normalized_words(text: str, normalizer: Normalizer) -> list[str]:
     """Return the words of a normalised text; none where it has no letter and no digit."""
-    normalized = normalizer(text)
-    return normalized.split() if any(map(str.isalnum, normalized)) else []
+    return normalized_texts([text], normalizer)[0].split()
 
 
 def word_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:

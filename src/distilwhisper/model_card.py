@@ -14,7 +14,7 @@ from distilwhisper.reports import AVERAGES_NOTE, DistillationReport
 from distilwhisper.tables import escape_markdown, markdown_table
 
 if TYPE_CHECKING:
-    from distilwhisper.evaluation import EvaluationResult
+    from distilwhisper.results import EvaluationResult
 
 _TASK = "automatic-speech-recognition"
 _READ = 'import soundfile\n\nsamples, rate = soundfile.read("audio.wav", dtype="float32")  # 16 kHz, mono\n'

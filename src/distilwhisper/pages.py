@@ -6,8 +6,11 @@ import unicodedata
 from collections.abc import Iterator
 from html import escape
 from importlib import resources
+from itertools import zip_longest
 
 import jiwer
+
+from distilwhisper.tables import escape_markdown
 
 LEGEND = (
     "Marked against the reference, whatever the case and punctuation: <mark>wrong word</mark>, "
@@ -53,24 +56,34 @@ def mark_words(reference: str, hypothesis: str) -> str:
     ``<mark>`` holds a wrong word (the right one is its tooltip), ``<del>`` a missing word, ``<ins>`` an extra one.
     Neither case nor punctuation is compared, and what is punctuation alone is left out.
     """
+    forms = {
+        "equal": "{0}",
+        "insert": "<ins>{0}</ins>",
+        "delete": "<del>{1}</del>",
+        "substitute": '<mark title="instead of: {1}">{0}</mark>',
+    }
+    words = (forms[kind].format(escape(word), escape(right)) for kind, word, right in _compared(reference, hypothesis))
+    return " ".join(words) or '<span class="note">(nothing)</span>'
+
+
+def mark_words_in_markdown(reference: str, hypothesis: str) -> str:
+    """Return the hypothesis in Markdown: **wrong** (right), ~~missing~~ and **+extra** words."""
+    forms = {"equal": "{0}", "insert": "**+{0}**", "delete": "~~{1}~~", "substitute": "**{0}** ({1})"}
+    return " ".join(
+        forms[kind].format(escape_markdown(word), escape_markdown(right))
+        for kind, word, right in _compared(reference, hypothesis)
+    )
+
+
+def _compared(reference: str, hypothesis: str) -> Iterator[tuple[str, str, str]]:
+    """Yield for each step of the alignment its kind, the word that was heard and the one that was wanted."""
     wanted, heard = (list(filter(_key, text.split())) for text in (reference, hypothesis))
-    return " ".join(_marked(wanted, heard)) or '<span class="note">(nothing)</span>'
-
-
-def _marked(wanted: list[str], heard: list[str]) -> Iterator[str]:
     alignment = jiwer.process_words(" ".join(map(_key, wanted)), " ".join(map(_key, heard))).alignments[0]
     for chunk in alignment:
         right = wanted[chunk.ref_start_idx : chunk.ref_end_idx]
-        words = [escape(word) for word in heard[chunk.hyp_start_idx : chunk.hyp_end_idx]]
-        if chunk.type == "equal":
-            yield from words
-        elif chunk.type == "insert":
-            yield from (f"<ins>{word}</ins>" for word in words)
-        elif chunk.type == "delete":
-            yield from (f"<del>{escape(word)}</del>" for word in right)
-        else:
-            pairs = zip(right, words, strict=True)
-            yield from (f'<mark title="instead of: {escape(word)}">{wrong}</mark>' for word, wrong in pairs)
+        words = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        for word, other in zip_longest(words, right, fillvalue=""):
+            yield chunk.type, word, other
 
 
 def _key(word: str) -> str:

@@ -1,76 +1,61 @@
-"""The figures of a report, as SVG that takes its colours from the page around it.
-
-Text and axes are drawn in the page's own colour, so that one figure is readable on light and dark ground. The colours
-of the data have a contrast of at least 3 on both; markers, dashes, order and labels tell the series apart without them.
-"""
+"""The figures of reports and experiments."""
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import textwrap
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-from zlib import crc32
 
-WIDTH = 380
-"""Width of a figure in its own units, in which text is 10 or 11 high: legible when a phone shows it 340 pixels wide."""
+from distilwhisper.charts import COLORS, DASHES, GROUND, INK, MARKERS, Chart, set_scale
 
-COLORS = ("#3a7bd5", "#8a9099", "#d9722e", "#2a9d6f", "#a568cc", "#b58a1a")
-_MARKERS = "os^Dvp"
-_DASHES = ("solid", "dashed", "dashdot", "dotted", (0, (5, 1)), (0, (3, 1, 1, 1)))
-_INK, _GROUND = "#010203", "#fdfcfb"  # stand for the page's own colours
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "distilwhisper",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.15,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4.5,
-    **dict.fromkeys("text.color axes.labelcolor axes.edgecolor xtick.color ytick.color grid.color".split(), _INK),
-}
+Point = Sequence[float]
+"""x and y; or x, y, and the lower and upper end of an interval of y."""
 
 
-def plot_word_error_rates(rates: Mapping[str, Mapping[str, float]], description: str) -> str:
-    """Draw bars of word error rates, grouped by set.
+def plot_bars(
+    values: Mapping[str, Mapping[str, float]],
+    description: str,
+    *,
+    label: str = "WER (%)",
+    form: str = ".1f",
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+) -> Chart:
+    """Draw bars of word error rates, or of anything else, grouped by set.
 
     Where one model's longest bar is more than 2.5 times as long as any bar of the others, as with an untrained
     student, it would flatten them all: it is cut, marked as cut, and its value written beside it like every other.
 
     Args:
-        rates: Model to set to word error rate, a fraction. Every model has the same sets.
+        values: Model to set to what is shown, such as a word error rate in percent. Every model has the same sets.
         description: The figure in words, for those who cannot see it.
+        label: Name of the axis.
+        form: How the numbers beside the bars are written.
+        intervals: Model to set to lower and upper end of the interval around the value.
     """
-    sets = list(next(iter(rates.values())))
-    longest = [100 * max(by_set.values()) for by_set in rates.values()]
+    sets = list(next(iter(values.values())))
+    spans = {name: (intervals or {}).get(name, {}) for name in values}
+    longest = [max([*by_set.values(), *(high for _, high in spans[name].values())]) for name, by_set in values.items()]
     limit = _bar_limit(longest)
-    height = 0.8 / len(rates)
+    height = 0.8 / len(values)
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for number, (model, by_set) in enumerate(rates.items()):
-            places = [index + height * (number - (len(rates) - 1) / 2) for index in range(len(sets))]
-            values = [100 * by_set[name] for name in sets]
-            widths = [min(value, limit) for value in values]
+        for number, (model, by_set) in enumerate(values.items()):
+            places = [index + height * (number - (len(values) - 1) / 2) for index in range(len(sets))]
+            widths = [min(by_set[name], limit) for name in sets]
             axes.barh(places, widths, height * 0.86, color=COLORS[number % len(COLORS)], label=model)
-            for place, value, width in zip(places, values, widths, strict=True):
-                axes.text(width + limit * 0.015, place, f"{value:.1f}", va="center", fontsize=10)
-                if value > limit:
-                    for cut in (0.93, 0.955):
-                        ends = [limit * (cut - 0.008), limit * (cut + 0.008)], [place + height / 2, place - height / 2]
-                        axes.plot(*ends, color=_GROUND, linewidth=2)
-        axes.set(xlim=(0, limit * 1.12), ylim=(len(sets) - 0.5, -0.5), xlabel="WER (%)")
+            for place, name, width in zip(places, sets, widths, strict=True):
+                low, high = spans[model].get(name, (width, width))
+                if high <= limit:
+                    axes.plot([low, high], [place, place], color=INK, linewidth=1)
+                    width = max(width, high)
+                axes.text(width + limit * 0.015, place, f"{by_set[name]:{form}}", va="center", fontsize=10)
+                if by_set[name] > limit:
+                    _mark_cut(axes, limit, place, height)
+        axes.set(xlim=(0, limit * 1.12), ylim=(len(sets) - 0.5, -0.5), xlabel=label)
         if max(longest) > limit:
             axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick < 0.9 * limit])
         axes.set_yticks(range(len(sets)), [textwrap.fill(name, 15) for name in sets])
@@ -78,7 +63,7 @@ def plot_word_error_rates(rates: Mapping[str, Mapping[str, float]], description:
         axes.grid(axis="x")
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1, handlelength=1)
 
-    return _svg(draw, description, height=90 + len(sets) * (14 + 13 * len(rates)))
+    return Chart(draw, description, height=90 + len(sets) * (14 + 13 * len(values)))
 
 
 def read_curves(
@@ -102,41 +87,105 @@ def read_curves(
 
 
 def plot_curves(
-    curves: Mapping[str, Sequence[tuple[float, float]]], label: str, description: str, *, logarithmic: bool = False
-) -> str:
-    """Draw values against training steps.
+    curves: Mapping[str, Sequence[Point]],
+    label: str,
+    description: str,
+    *,
+    xlabel: str = "training step",
+    logarithmic: bool = False,
+    ticks: Mapping[float, str] | None = None,
+) -> Chart:
+    """Draw values against training steps, or against anything else.
 
     Args:
-        curves: Name to (step, value) pairs.
+        curves: Name to points; points with an interval get a bar.
         label: Name of the vertical axis.
         description: The figure in words; where each curve starts and ends is added.
+        xlabel: Name of the horizontal axis.
         logarithmic: Use a logarithmic axis where all values are positive and span more than a factor of 8.
+        ticks: Places on the horizontal axis to their names; default: round numbers.
     """
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for number, (name, points) in enumerate(curves.items()):
-            axes.plot(
-                *zip(*points, strict=True),
-                color=COLORS[number % len(COLORS)],
-                linestyle=_DASHES[number % len(_DASHES)],
-                marker=_MARKERS[number % len(_MARKERS)] if len(points) <= 20 else None,
-                label=name,
-                clip_on=False,
-            )
-        values = [value for points in curves.values() for _, value in points]
-        _set_scale(axes, values, logarithmic)
-        axes.set(xlabel="training step", ylabel=label)
+            x, y, *ends = zip(*points, strict=True)
+            style = {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number % len(DASHES)], "label": name}
+            marker = MARKERS[number % len(MARKERS)] if len(points) <= 20 else None
+            axes.plot(x, y, marker=marker, clip_on=False, **style)
+            if ends:
+                axes.vlines(x, *ends, color=style["color"], alpha=0.5, linewidth=1.2)
+        set_scale(axes, [value for points in curves.values() for point in points for value in point[1:]], logarithmic)
+        axes.set(xlabel=xlabel, ylabel=label)
+        if ticks:
+            axes.set_xticks([*ticks], [*ticks.values()])
         axes.grid(axis="y")
-        figure.legend(loc="outside upper center", ncols=3, columnspacing=1)
+        if len(curves) > 1 or "" not in curves:
+            figure.legend(loc="outside upper center", ncols=3, columnspacing=1)
 
     ends = (f"{name} from {points[0][1]:.3g} to {points[-1][1]:.3g}" for name, points in curves.items())
-    return _svg(draw, f"{description}: {', '.join(ends)}.")
+    return Chart(draw, f"{description}: {', '.join(ends)}.")
+
+
+def plot_error_kinds(rates: Mapping[str, Mapping[str, float]], description: str) -> Chart:
+    """Draw bars of error rates stacked by kind, one for each model.
+
+    Args:
+        rates: Model to kind of error to rate in percent. Every model has the same kinds.
+        description: The figure in words.
+    """
+    kinds = list(next(iter(rates.values())))
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        places, starts = range(len(rates)), [0.0] * len(rates)
+        hatches = ("", "////", "....")
+        for number, kind in enumerate(kinds):
+            widths = [by_kind[kind] for by_kind in rates.values()]
+            style = {"color": COLORS[number % len(COLORS)], "hatch": hatches[number % 3], "edgecolor": GROUND}
+            axes.barh(places, widths, 0.6, left=starts, label=kind, linewidth=0.5, **style)
+            starts = [start + width for start, width in zip(starts, widths, strict=True)]
+        for place, end in zip(places, starts, strict=True):
+            axes.text(end + max(starts) * 0.015, place, f"{end:.1f}", va="center", fontsize=10)
+        axes.set(xlim=(0, max(starts) * 1.12 or 1), ylim=(len(rates) - 0.5, -0.5), xlabel="errors (% of the words)")
+        axes.set_yticks(places, [textwrap.fill(name, 15) for name in rates])
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x")
+        figure.legend(loc="outside upper center", ncols=3, columnspacing=1, handlelength=1)
+
+    return Chart(draw, description, height=100 + 34 * len(rates))
+
+
+def plot_histogram(rates: Mapping[str, Sequence[float]], description: str) -> Chart:
+    """Draw how many utterances have which word error rate, for each model.
+
+    Args:
+        rates: Model to the word error rates of its utterances, in percent.
+        description: The figure in words.
+    """
+    edges = (0.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
+    names = ["0", *(f"{edge:g}" for edge in edges[1:]), ">100"]
+    width = 0.8 / len(rates)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for number, (name, values) in enumerate(rates.items()):
+            counts = [0] * len(names)
+            for value in values:
+                counts[bisect_left(edges, value)] += 1
+            places = [index + width * (number - (len(rates) - 1) / 2) for index in range(len(names))]
+            axes.bar(places, counts, width * 0.9, color=COLORS[number % len(COLORS)], label=name)
+        axes.set_xticks(range(len(names)), names)
+        axes.set(xlabel="WER of an utterance, up to (%)", ylabel="utterances")
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper center", ncols=3, columnspacing=1, handlelength=1)
+
+    return Chart(draw, description)
 
 
 def plot_label_histogram(
     edges: Sequence[float | None], counts: Sequence[int], threshold: float, description: str
-) -> str:
+) -> Chart:
     """Draw how many labels have which word error rate, and where the filter cuts.
 
     Args:
@@ -154,7 +203,7 @@ def plot_label_histogram(
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.axvspan(cut, len(names) - 0.5, color=_INK, alpha=0.07, linewidth=0)
+        axes.axvspan(cut, len(names) - 0.5, color=INK, alpha=0.07, linewidth=0)
         bars = axes.bar(range(len(names)), counts, 0.86, color=COLORS[0])
         axes.bar_label(bars, [f"{count:,}" if count else "" for count in counts], fontsize=10, padding=2)
         axes.axvline(cut, color=COLORS[2], linestyle="dashed")
@@ -165,12 +214,12 @@ def plot_label_histogram(
         axes.set(xlabel="WER of the label, up to (%)", ylabel="samples", xlim=(-0.7, len(names) - 0.5))
         axes.margins(y=0.22)
 
-    return _svg(draw, description)
+    return Chart(draw, description)
 
 
 def plot_threshold_sweep(
     points: Sequence[tuple[float, float, float | None]], threshold: float | None, description: str
-) -> str:
+) -> Chart:
     """Draw what a filter keeps against its threshold.
 
     Args:
@@ -193,30 +242,29 @@ def plot_threshold_sweep(
             scale.set(ylabel="hours kept", ylim=(0, 1.05 * max(hours)))
             scale.spines["right"].set_visible(True)
         if threshold is not None:
-            axes.axvline(100 * threshold, color=_INK, linestyle="dotted", linewidth=1.2)
+            axes.axvline(100 * threshold, color=INK, linestyle="dotted", linewidth=1.2)
             side, gap = ("left", 1.5) if threshold < 0.6 else ("right", -1.5)
             axes.text(100 * threshold + gap, 2, f"threshold {100 * threshold:g} %", ha=side, fontsize=10)
         figure.legend(loc="outside upper center", ncols=2)
 
-    return _svg(draw, description)
-
-
-def save_svg(svg: str, path: Path) -> None:
-    """Write a figure as a file of its own: dark on white, as it has no page to take colours from."""
-    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    style = 'style="color:#1b1f24;background:#fff;--card:#fff"'
-    path.write_text(svg.replace("<svg ", f"<svg {names} {style} ", 1), encoding="utf-8")
+    return Chart(draw, description)
 
 
 def plot_trade_off(
-    points: Mapping[str, tuple[float, float]], label: str, description: str, *, models: Sequence[str] = ()
-) -> str:
-    """Draw word error rate against latency, a point for each model.
+    points: Mapping[str, tuple[float, float]],
+    label: str,
+    description: str,
+    *,
+    xlabel: str = "ms per utterance",
+    models: Sequence[str] = (),
+) -> Chart:
+    """Draw word error rate against what it costs, a point for each model.
 
     Args:
-        points: Model to milliseconds and word error rate in percent.
+        points: Model to its cost, such as milliseconds, and its word error rate in percent.
         label: Name of the vertical axis.
         description: The figure in words.
+        xlabel: Name of the cost.
         models: All models of the page, so that each keeps its colour; default: those with a point.
     """
     names = list(models or points)
@@ -226,53 +274,28 @@ def plot_trade_off(
         axes = figure.subplots()
         for name, (latency, rate) in points.items():
             number = names.index(name)
-            style = {"marker": _MARKERS[number % len(_MARKERS)], "color": COLORS[number % len(COLORS)]}
-            axes.plot(latency, rate, markersize=8, clip_on=False, **style)
+            style = {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)]}
+            axes.plot(latency, rate, markersize=8, clip_on=False, label=name, linestyle="none", **style)
             right = latency > longest / 2
             offset = {"xytext": (-9 if right else 9, 0), "textcoords": "offset points", "va": "center"}
-            axes.annotate(name, (latency, rate), ha="right" if right else "left", **offset)
-        _set_scale(axes, [rate for _, rate in points.values()], logarithmic=True)
-        axes.set(xlabel="ms per utterance", ylabel=label, xlim=(0, longest * 1.1))
+            if len(points) <= 3:
+                axes.annotate(name, (latency, rate), ha="right" if right else "left", **offset)
+        if len(points) > 3:  # names beside many points would lie over each other
+            figure.legend(loc="outside upper center", ncols=3, columnspacing=1)
+        set_scale(axes, [rate for _, rate in points.values()], logarithmic=True)
+        axes.set(xlabel=xlabel, ylabel=label, xlim=(0, longest * 1.1))
         axes.grid()
 
-    return _svg(draw, description)
+    return Chart(draw, description)
+
+
+def _mark_cut(axes: Any, limit: float, place: float, height: float) -> None:
+    for cut in (0.93, 0.955):
+        ends = [limit * (cut - 0.008), limit * (cut + 0.008)], [place + height / 2, place - height / 2]
+        axes.plot(*ends, color=GROUND, linewidth=2)
 
 
 def _bar_limit(longest: list[float]) -> float:
     """Return where bars end, given the longest of each model."""
     *_, second, first = [0.0, *sorted(longest)]
     return second * 1.4 if 0 < 2.5 * second < first else first or 1.0
-
-
-def _set_scale(axes: Any, values: list[float], logarithmic: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    if logarithmic and min(values) > 0 and max(values) > 8 * min(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_ylim(min(values) / 1.5, max(values) * 1.5)
-    else:
-        axes.set_ylim(min(0.0, *values), max(values) * 1.1 or 1)
-
-
-def _svg(draw: Callable[[Any], None], description: str, height: float = 270) -> str:
-    """Return the figure as an ``<svg>`` element that needs nothing from outside."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("the plots of a report need matplotlib: pip install 'distilwhisper[plots]'") from error
-    from matplotlib.figure import Figure
-
-    drawing = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure((WIDTH / 72, height / 72), layout="constrained")
-        draw(figure)
-        metadata = dict.fromkeys("Creator Date Format Type".split())
-        figure.savefig(drawing, format="svg", transparent=True, metadata=metadata)
-    svg = drawing.getvalue()
-    content = svg[svg.index(">", svg.index("<svg")) + 1 :].replace(_INK, "currentColor").replace(_GROUND, "var(--card)")
-    # Several figures share the page: what one defines must not be taken for another's.
-    content = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>f{crc32(description.encode()):x}-", content)
-    return f'<svg role="img" aria-label="{escape(description)}" viewBox="0 0 {WIDTH} {height:g}">' + content

@@ -5,15 +5,28 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from distilwhisper.pages import LEGEND, figure, grid, mark_words, page, scroll_box, section
-from distilwhisper.plots import plot_curves, plot_label_histogram, plot_trade_off, plot_word_error_rates, read_curves
+from distilwhisper.pages import page, scroll_box, section
+from distilwhisper.report_sections import (
+    accuracy_section,
+    data_rows,
+    data_section,
+    errors_section,
+    example_in_markdown,
+    examples_section,
+    filter_rows,
+    filter_section,
+    noise_section,
+    percent,
+    training_section,
+)
+from distilwhisper.results import EvaluationResult
 from distilwhisper.tables import escape_markdown, html_table, markdown_table, text_table
 
 AVERAGES_NOTE = (
@@ -23,7 +36,6 @@ AVERAGES_NOTE = (
 """What stands below the table."""
 
 _TERMINAL_WIDTH = 100
-_LOSSES = {"": "total", "kl": "KL", "pl": "pseudo-labels", "mse": "hidden states"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,11 @@ class ModelResult:
         wer: Name of a test set to word error rate, a fraction, in the order shown.
         latency_ms: Median time of a whole transcription at batch size 1, in milliseconds; None if not measured.
         relative_latency: The teacher's time over this model's; None if not measured.
+        error_kinds: ``substitutions``, ``deletions`` and ``insertions`` as fractions of the words, each the mean over
+            the sets; empty if not known.
+        utterance_wer: Word error rates of the single utterances of all sets, fractions.
+        latency_by_batch: Pairs of a batch size and the milliseconds that an utterance takes in such a batch.
+        wer_by_snr: Kind of noise to pairs of the ratio of speech to noise in dB and the word error rate, a fraction.
 
     Raises:
         ValueError: If a word error rate is not a number from 0.
@@ -48,6 +65,32 @@ class ModelResult:
     wer: dict[str, float]
     latency_ms: float | None = None
     relative_latency: float | None = None
+    error_kinds: dict[str, float] = field(default_factory=dict)
+    utterance_wer: list[float] = field(default_factory=list)
+    latency_by_batch: list[list[float]] = field(default_factory=list)
+    wer_by_snr: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    @classmethod
+    def from_evaluation(cls, name: str, model: Any, result: EvaluationResult, **measured: Any) -> ModelResult:
+        """Return what an evaluation found of a model.
+
+        Args:
+            name: What the model is called.
+            model: The model, for its size.
+            result: Its evaluation.
+            **measured: Further attributes, such as ``latency_ms``.
+        """
+        kinds = {"substitutions": "ser", "deletions": "der", "insertions": "ier"}
+        counts = [count for part in result.sets.values() for count in part.counts.values()]
+        return cls(
+            name,
+            model.num_parameters(),
+            model.config.decoder_layers,
+            {test: scores.wer for test, scores in result.sets.items()},
+            error_kinds={kind: result.macro_average(rate=rate) for kind, rate in kinds.items()},
+            utterance_wer=[count.wer for count in counts],
+            **measured,
+        )
 
     def __post_init__(self) -> None:
         for name, rate in self.wer.items():
@@ -70,6 +113,7 @@ class DistillationReport:
         filter: `FilterReport.to_dict` of the filter; None if none ran.
         training_log: ``trainer.state.log_history``: losses, and word error rates in percent, by ``step``.
         examples: Transcripts to show: dictionaries with ``set``, ``reference``, ``teacher`` and ``student``.
+        data: The data sets, each a dictionary of what there is to say of it (`report_sections.describe_dataset`).
         settings: What it was made with, by name: data, steps, seconds of each stage, machine, versions, command.
 
     Raises:
@@ -85,6 +129,7 @@ class DistillationReport:
     training_log: list[dict[str, Any]] = field(default_factory=list)
     examples: list[dict[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    data: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         names = [model.name for model in self.models]
@@ -128,7 +173,7 @@ class DistillationReport:
         """Return the outcome in two sentences: speed, accuracy, size."""
         where, sets = self._judged_on()
         teacher, student = _average(self.teacher, sets), _average(self.student, sets)
-        rates = f"WER {_percent(student)} % against the teacher's {_percent(teacher)} %"
+        rates = f"WER {percent(student)} % against the teacher's {percent(teacher)} %"
         outcome = f"{_accuracy(student - teacher)} {where} ({rates})"
         if self.student.relative_latency is not None:
             outcome = f"{_speed(self.student.relative_latency)} its teacher and {outcome}"
@@ -143,7 +188,7 @@ class DistillationReport:
             rates = [self.in_distribution_wer(model), self.out_of_distribution_wer(model), *model.wer.values()]
             speed = [_optional(model.relative_latency, ".2f"), _optional(model.latency_ms, ",.1f")]
             size = [_millions(model.parameters), str(model.decoder_layers)]
-            rows.append([model.name, *size, *speed, *map(_percent, rates)])
+            rows.append([model.name, *size, *speed, *map(percent, rates)])
         return rows
 
     def to_json(self) -> str:
@@ -170,14 +215,39 @@ class DistillationReport:
         return cls(models=models, **values)
 
     def to_markdown(self) -> str:
-        """Return headline, table, filter and settings in Markdown."""
+        """Return headline, tables, examples and settings in Markdown: what the page holds, without its figures."""
         parts = [f"# {escape_markdown(self.title)}", self.headline(), markdown_table(self.table()), AVERAGES_NOTE]
+        if len(kinds := self._error_rows()) > 1:
+            parts += ["## Errors by kind", markdown_table(kinds)]
+        for noise, rows in self._noise_rows().items():
+            parts += [f"## WER in noise: {escape_markdown(noise)}", markdown_table(rows)]
         if self.filter:
-            parts += ["## Filter", markdown_table(_filter_rows(self.filter))]
+            parts += ["## Filter", markdown_table(filter_rows(self.filter))]
+        if self.examples:
+            parts += ["## Examples", "Against the reference: **wrong** (right), ~~missing~~, **+extra**."]
+            parts += map(example_in_markdown, self.examples)
+        if self.data:
+            parts += ["## Data", markdown_table(data_rows(self.data))]
         if self.settings:
             settings = [f"- **{escape_markdown(name)}**: {escape_markdown(value)}" for name, value in _settings(self)]
             parts += ["## Settings", "\n".join(settings)]
         return "\n\n".join(parts) + "\n"
+
+    def _error_rows(self) -> list[list[str]]:
+        rows = [["model", "substitutions (%)", "deletions (%)", "insertions (%)"]]
+        for model in self.models:
+            if model.error_kinds:
+                rows.append([model.name, *(percent(model.error_kinds[name.split(" (")[0]]) for name in rows[0][1:])])
+        return rows
+
+    def _noise_rows(self) -> dict[str, list[list[str]]]:
+        """Return a table for each kind of noise: a row for each model, a column for each ratio."""
+        tables: dict[str, list[list[str]]] = {}
+        for model in self.models:
+            for noise, points in model.wer_by_snr.items():
+                rows = tables.setdefault(noise, [["WER (%) at", *(f"{snr:g} dB" for snr, _ in points)]])
+                rows.append([model.name, *(percent(rate) for _, rate in points)])
+        return tables
 
     def write(self, output_dir: str | Path) -> Path:
         """Write ``results.json``, ``results.md`` and ``report.html``, and return the path of the last.
@@ -209,14 +279,28 @@ def render_page(report: DistillationReport) -> str:
     Raises:
         ImportError: If matplotlib is missing.
     """
+    models, (where, sets) = report.models, report._judged_on()
     parts = [
         f'<p class="lead">{escape(report.headline())}</p>',
         scroll_box(html_table(report.table()), "models", "Results"),
         f'<p class="note">{AVERAGES_NOTE}</p>',
-        _accuracy_section(report),
-        *_training_section(report),
-        *_filter_section(report),
-        *_examples_section(report),
+        accuracy_section(
+            {model.name: model.wer for model in models},
+            where,
+            {model.name: _average(model, sets) for model in models},
+            {model.name: model.parameters for model in models},
+            latency_ms={model.name: model.latency_ms for model in models if model.latency_ms is not None},
+            latency_by_batch={model.name: model.latency_by_batch for model in models if model.latency_by_batch},
+        ),
+        *errors_section(
+            {model.name: model.error_kinds for model in models if model.error_kinds},
+            {model.name: model.utterance_wer for model in models if model.utterance_wer},
+        ),
+        *noise_section({model.name: model.wer_by_snr for model in models}),
+        *training_section(report.training_log, several_sets=len(report.sets) > 1),
+        *filter_section(report.filter),
+        *examples_section(report.examples),
+        *data_section(data_rows(report.data)),
     ]
     if report.settings:
         table = html_table([["setting", "value"], *_settings(report)])
@@ -224,82 +308,11 @@ def render_page(report: DistillationReport) -> str:
     return page(report.title, "\n".join(parts))
 
 
-def _accuracy_section(report: DistillationReport) -> str:
-    rates = {model.name: model.wer for model in report.models}
-    chart = plot_word_error_rates(rates, "Bars of the word error rates in the table above, by set and model.")
-    figures = [figure(chart, "Word error rate by set", "Shorter is better. A cut bar is longer than shown.")]
-    where, sets = report._judged_on()
-    timed = [(model, model.latency_ms) for model in report.models if model.latency_ms is not None]
-    points = {model.name: (latency, 100 * _average(model, sets)) for model, latency in timed}
-    if points:
-        told = ", ".join(f"{name} {ms:.0f} ms and {rate:.1f} %" for name, (ms, rate) in points.items())
-        described = f"Word error rate against latency: {told}."
-        chart = plot_trade_off(points, f"WER {where} (%)", described, models=list(rates))
-        figures.append(figure(chart, "Word error rate against latency", "Lower left is better."))
-    return section("Accuracy and speed", grid(*figures))
-
-
-def _training_section(report: DistillationReport) -> Iterator[str]:
-    losses = read_curves(report.training_log, r"(?!eval_|train_)(?:(\w+)_)?loss", _LOSSES)
-    rates = read_curves(report.training_log, r"eval_(?:(.+)_)?wer", {"": "average" if len(report.sets) > 1 else "WER"})
-    figures = []
-    if losses:
-        chart = plot_curves(losses, "loss", "Training loss by step", logarithmic=True)
-        figures.append(figure(chart, "Training loss", "The terms as logged, before they are weighted into the total."))
-    if rates:
-        chart = plot_curves(rates, "WER (%)", "Validation WER by step, in percent", logarithmic=True)
-        figures.append(figure(chart, "Validation word error rate", "Logarithmic where it falls far."))
-    if figures:
-        yield section("Training", grid(*figures))
-
-
-def _filter_section(report: DistillationReport) -> Iterator[str]:
-    if not report.filter:
-        return
-    threshold, histogram = report.filter["threshold"], report.filter["histogram"]
-    counts = ", ".join(f"{count:,}" for count in histogram["samples"])
-    description = f"Histogram of the word error rates of the labels; samples in each bin: {counts}."
-    chart = plot_label_histogram(histogram["upper_edges"], histogram["samples"], threshold, description)
-    labels = figure(chart, "Word error rate of the labels", "Of samples that have both a label and a reference.")
-    table = scroll_box(html_table(_filter_rows(report.filter)), "filter", "What the filter kept and dropped")
-    yield section("Filter", grid(labels, table))
-
-
-def _examples_section(report: DistillationReport) -> Iterator[str]:
-    if not report.examples:
-        return
-    cards = []
-    for example in report.examples:
-        reference = example["reference"]
-        marked = {name: mark_words(reference, example[name]) for name in ("teacher", "student")}
-        lines = {"reference": escape(reference), **marked}
-        words = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in lines.items())
-        cards.append(
-            f'<div class="card"><p class="set">{escape(example["set"])}</p><dl class="words">{words}</dl></div>'
-        )
-    yield section("Examples", f'<p class="note">{LEGEND}</p>', *cards)
-
-
 def _settings(report: DistillationReport) -> list[list[str]]:
     def show(value: Any) -> str:
         return f"{value:,.6g}" if isinstance(value, float) else str(value)
 
     return [[name, show(value)] for name, value in report.settings.items()]
-
-
-def _filter_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of a table from `FilterReport.to_dict`."""
-    tallies = {"kept": report["kept"]}
-    for reason, tally in report["reasons"].items():
-        cause = f"WER above {100 * report['threshold']:g} %" if reason == "wer" else reason.replace("_", " ")
-        if tally["samples"]:
-            tallies[f"dropped: {cause}"] = tally
-    tallies["all"] = report["total"]
-    rows = [["labels", "samples", "share (%)", "hours"]]
-    for name, tally in tallies.items():
-        share = tally["samples"] / max(report["total"]["samples"], 1)
-        rows.append([name, f"{tally['samples']:,}", _percent(share), _optional(tally["hours"], ",.2f")])
-    return rows
 
 
 def _average(model: ModelResult, sets: Sequence[str]) -> float:
@@ -322,10 +335,6 @@ def _accuracy(difference: float) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f}"
-
-
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{100 * rate:.1f}"
 
 
 def _optional(value: float | None, form: str) -> str:

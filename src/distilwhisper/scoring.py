@@ -7,10 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from distilwhisper.metrics import ErrorCounts, count_normalized_errors, count_word_errors
+from distilwhisper.metrics import (
+    ErrorCounts,
+    count_character_errors,
+    count_repeated_ngrams,
+    count_word_errors,
+    normalized_texts,
+)
 from distilwhisper.normalizers import Normalizer
 
 IGNORE_INDEX = -100
+
+COLUMNS = 13
+METRICS = ("wer", "ier", "ser", "der", "cer", "wer_ortho", "repeated_5grams")
+"""What an evaluation reports of each set, besides the loss."""
 
 
 class WordErrorScorer:
@@ -26,21 +36,35 @@ class WordErrorScorer:
         self.normalize = normalize
 
     def count(self, generated: Iterable[Sequence[int]], references: Iterable[Sequence[int]]) -> list[list[int]]:
-        """Return hits, substitutions, deletions and insertions of each sample: normalised, then as written."""
+        """Return the counts of each sample, which add up: `COLUMNS` numbers.
+
+        These are hits, substitutions, deletions and insertions of words, normalised and as written, and of characters,
+        normalised; then the five-grams of words that the transcript repeats.
+        """
         rows = []
         for hypothesis_ids, reference_ids in zip(generated, references, strict=True):
             hypothesis, reference = self._text(hypothesis_ids), self._text(reference_ids)
-            normalized = count_normalized_errors(reference, hypothesis, self.normalize)
-            written = count_word_errors(reference, hypothesis)
-            rows.append([*_as_row(normalized), *_as_row(written)])
+            normalized = normalized_texts((reference, hypothesis), self.normalize)
+            kinds = (
+                count_word_errors(*normalized),
+                count_word_errors(reference, hypothesis),
+                count_character_errors(*normalized),
+            )
+            counts = [count for kind in kinds for count in _as_row(kind)]
+            rows.append([*counts, count_repeated_ngrams([hypothesis], 5)])
         return rows
 
     def metrics_from_counts(self, prediction: Any) -> dict[str, float]:
-        """Return the rates, in percent, of an ``EvalPrediction`` whose predictions are the counts of each sample."""
-        sums = np.asarray(prediction.predictions).reshape(-1, 8).sum(0).tolist()
-        normalized, written = _from_row(sums[:4]), _from_row(sums[4:])
+        """Return the metrics of an ``EvalPrediction`` whose predictions are the counts of each sample.
+
+        Rates are in percent: ``wer``, ``ier``, ``ser``, ``der`` and ``cer`` after normalisation, ``wer_ortho`` as
+        written. ``repeated_5grams`` is a number: of the repeats within transcripts, which loops of the decoder raise.
+        """
+        sums = np.asarray(prediction.predictions).reshape(-1, COLUMNS).sum(0).tolist()
+        normalized, written, characters = (_from_row(sums[start : start + 4]) for start in (0, 4, 8))
         rates = {"wer": normalized.wer, "ier": normalized.ier, "ser": normalized.ser, "der": normalized.der}
-        return {name: 100 * rate for name, rate in (rates | {"wer_ortho": written.wer}).items()}
+        rates |= {"cer": characters.wer, "wer_ortho": written.wer}
+        return {name: 100 * rate for name, rate in rates.items()} | {"repeated_5grams": sums[-1]}
 
     def metrics_from_ids(self, prediction: Any) -> dict[str, float]:
         """Return the rates, in percent, of an ``EvalPrediction`` whose predictions and labels are token ids."""

@@ -33,7 +33,7 @@ from distilwhisper.preparation import (
     training_samples,
 )
 from distilwhisper.samples import EpochSampler, MapSamples, StreamedSamples, label_lengths
-from distilwhisper.scoring import WordErrorScorer
+from distilwhisper.scoring import METRICS, WordErrorScorer
 from distilwhisper.student import save_processor
 
 TERMS = ("kl", "pl", "mse")
@@ -202,9 +202,11 @@ class DistillationTrainer(Seq2SeqTrainer):
         """Evaluate on one set, or on several named ones with their average.
 
         Returns:
-            ``eval_loss``, ``eval_wer`` (percent, after normalisation), ``eval_wer_ortho`` (percent, as written) and
-            counts; with several sets ``eval_<name>_wer`` for each, and ``eval_wer`` as the mean over the sets, each
-            counting the same whatever its size (the paper's macro-average, by which the best checkpoint is chosen).
+            ``eval_loss``, ``eval_wer`` (percent, after normalisation) with its parts ``eval_ier``, ``eval_ser`` and
+            ``eval_der``, ``eval_cer``, ``eval_wer_ortho`` (percent, as written) and ``eval_repeated_5grams``; with
+            several sets ``eval_<name>_wer`` and so on for each, and ``eval_wer`` and so on as the mean over the sets,
+            each counting the same whatever its size (the paper's macro-average, by which the best checkpoint is
+            chosen).
         """
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(sets, Mapping):
@@ -213,7 +215,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         with self._without_early_stopping():
             metrics: dict[str, float] = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **kwargs)
         averages = {}
-        for metric in ("loss", "wer", "wer_ortho"):
+        for metric in ("loss", *METRICS):
             values = [metrics.get(f"{metric_key_prefix}_{name}_{metric}") for name in sets]
             if values and None not in values:
                 averages[f"{metric_key_prefix}_{metric}"] = float(np.mean(values))  # type: ignore[arg-type]
