@@ -22,7 +22,13 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset, DatasetDict, load_from_disk
-from transformers import HfArgumentParser, ProgressCallback, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import (
+    HfArgumentParser,
+    ProgressCallback,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 
 from distilwhisper import (
     DistillationTrainer,
@@ -37,9 +43,11 @@ from distilwhisper import (
     save_processor,
 )
 from distilwhisper.benchmarks import measure_latencies
+from distilwhisper.modeling import matched_teacher_layers
 from distilwhisper.report_sections import describe_dataset
 from distilwhisper.reports import DistillationReport, ModelResult
 from distilwhisper.stages import Stages
+from distilwhisper.student import spaced_layer_indices
 from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
 
 IN_DISTRIBUTION = ["test"]
@@ -54,9 +62,10 @@ class Arguments:
     filter: str = field(default="on", metadata={"help": "on, or off to train on every label."})
     threshold: float = field(default=0.10, metadata={"help": "Highest word error rate of a label that is kept."})
     decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of the student."})
-    train_samples: int = field(default=3_000, metadata={"help": "Utterances to label and train on."})
+    layers: str = field(default="blocks", metadata={"help": "Where they come from: see the function student_layers."})
+    train_samples: int = field(default=4_000, metadata={"help": "Utterances to label and train on."})
     test_samples: int = field(default=150, metadata={"help": "Utterances of each test set."})
-    steps: int = field(default=1_500, metadata={"help": "Updates."})
+    steps: int = field(default=1_200, metadata={"help": "Updates."})
     batch_size: int = field(default=16, metadata={"help": "Samples of an update."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     seed: int = field(default=1, metadata={"help": "Of the corpus and of the training."})
@@ -69,6 +78,17 @@ class Bar(ProgressCallback):
         shown = {name: logs[name] for name in ("loss", "kl_loss", "pl_loss", "eval_wer") if name in (logs or {})}
         if self.training_bar is not None and shown:
             self.training_bar.set_postfix(shown)
+
+
+def student_layers(args: Arguments) -> list[int]:
+    """Return the teacher's decoder layers that the student starts from.
+
+    ``spaced`` is the paper's choice, the first and the last of all. ``blocks`` takes the last of each of as many blocks
+    as the student has layers; from there it makes fewer mistakes on voices that nobody has heard.
+    """
+    total = WhisperConfig.from_pretrained(args.teacher).decoder_layers
+    choices = {"blocks": matched_teacher_layers, "spaced": lambda keep, total: spaced_layer_indices(total, keep)}
+    return choices[args.layers](args.decoder_layers, total)
 
 
 def train(args: Arguments, student: Path, labels: Path, states: Path, validation: Dataset, folder: Path) -> None:
@@ -124,8 +144,9 @@ def worst_examples(test: dict[str, Dataset], teacher: EvaluationResult, student:
 
 def main() -> None:
     args = HfArgumentParser(Arguments).parse_args_into_dataclasses()[0]
-    if args.filter not in ("on", "off"):
-        raise SystemExit(f"--filter must be on or off, not {args.filter!r}")
+    for name, allowed in (("filter", ("on", "off")), ("layers", ("blocks", "spaced"))):
+        if getattr(args, name) not in allowed:
+            raise SystemExit(f"--{name} must be {' or '.join(allowed)}, not {getattr(args, name)!r}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
     start = time.perf_counter()
@@ -139,22 +160,25 @@ def main() -> None:
     corpus: DatasetDict = load_from_disk(str(corpus_dir))
 
     def make_student(folder: Path) -> None:
-        create_student(args.teacher, decoder_layers=args.decoder_layers, dtype=torch.float32).save_pretrained(folder)
+        student = create_student(args.teacher, decoder_layer_indices=student_layers(args), dtype=torch.float32)
+        student.save_pretrained(folder)
         save_processor(WhisperProcessor.from_pretrained(args.teacher), folder)
 
     student_dir = stages.run(
-        "student", make_student, after=["corpus"], teacher=args.teacher, decoder_layers=args.decoder_layers
+        "student", make_student, after=["corpus"], teacher=args.teacher, layers=student_layers(args)
     )
+
+    states_dir = args.output_dir / "states"
 
     def label(folder: Path) -> None:
         labeler = PseudoLabeler(args.teacher, language="en", return_timestamps=True, batch_size=32)
         # In order of speakers, so that a label can have the speaker's words before it as prompt.
         # What encoder and teacher compute here is kept, so that the training need not compute it again in every epoch.
         corpus_by_speaker = corpus["train"].sort("speaker_id")
-        labeler.label(corpus_by_speaker, folder, speaker_column="speaker_id", cache_dir=folder / "states")
+        labeler.label(corpus_by_speaker, folder, speaker_column="speaker_id", cache_dir=states_dir)
         print(labeler.report)
 
-    labels_dir = stages.run("labels", label, after=["student"])
+    labels_dir = stages.run("labels", label, after=["student"], resumes=True)
     wer_filter = WERFilter(args.threshold)
 
     def keep(folder: Path) -> None:
@@ -168,7 +192,7 @@ def main() -> None:
     kept_dir = stages.run("kept", keep, after=["labels"], threshold=args.threshold, filter=args.filter)
     distilled_dir = stages.run(
         "distilled",
-        lambda folder: train(args, student_dir, kept_dir, labels_dir / "states", corpus["validation"], folder),
+        lambda folder: train(args, student_dir, kept_dir, states_dir, corpus["validation"], folder),
         after=["kept"],
         resumes=True,
         steps=args.steps,

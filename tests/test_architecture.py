@@ -55,7 +55,7 @@ WITHOUT_TORCH = [
     *"filter_reports filtering grammar hub label_rules label_scores label_store labels loading".split(),
     *"metrics model_card normalizers pages pieces plots references report_sections reports results".split(),
     *"row_files row_sources scoring segmentation shards significance stages synthesis tables".split(),
-    *"voice_activity word_errors worklist".split(),
+    *"voice_activity worklist".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""
 
