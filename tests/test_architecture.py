@@ -26,8 +26,8 @@ FLOORS = [
     ],
     [
         *"batches beam_search cache collator export.openai_whisper export.runtimes fused_loss".split(),
-        *"label_joining loading metrics pages pieces plots references row_sources segments spectrograms".split(),
-        *"student synthesis voice_activity".split(),
+        *"label_joining loading metrics pages pieces planning plots references row_sources segments".split(),
+        *"spectrograms student synthesis voice_activity".split(),
     ],
     [
         *"export.ggml export.onnx filter_reports generation label_rules label_store losses packing".split(),

@@ -294,6 +294,7 @@ def test_demo_runs_through_and_repeats_no_finished_stage(workshop, tmp_path):
 def test_accelerate_reads_its_configuration(path):
     config = load_config_from_file(str(path))
     kinds = {"one_gpu": "NO", "many_gpus": "MULTI_GPU", "several_machines": "MULTI_GPU", "fsdp2": "FSDP"}
+    kinds["deepspeed_zero2"] = "DEEPSPEED"
     assert config.distributed_type == kinds[path.stem]
     assert config.num_processes % config.num_machines == 0
     if path.stem == "fsdp2":
@@ -307,7 +308,7 @@ def test_recordings_of_all_kinds_are_transcribed_one_line_each(workshop, tmp_pat
     (tmp_path / "broken.wav").write_bytes(b"noise")
     sources = [tmp_path / "long.wav", tmp_path / "broken.wav", "my recordings"]
     options = "--model teacher --assistant teacher --language en --batch_size 2 --output heard.jsonl".split()
-    run_script("transcribe.py", *sources, *options, directory=workshop)
+    run_script("transcribe.py", "--audio", *sources, *options, directory=workshop)
     lines = [json.loads(line) for line in (workshop / "heard.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {Path(line["recording"]).name: line for line in lines}
     assert len(found) == 8

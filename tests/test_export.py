@@ -89,7 +89,8 @@ def test_a_student_gives_the_same_tokens_in_every_runtime(format, student_dir, t
     report = report_of(tmp_path / "new" / "out")
     assert report["passed"]
     assert report["equal"] == report["tokens"] - report["undecided"] > 20
-    assert report["logit_difference"] < 0.05 * report["logit_deviation"]
+    # whisper.cpp keeps what attention reads in 16 bits and approximates gelu with a table.
+    assert report["logit_difference"] < (0.1 if format == "ggml" else 0.05) * report["logit_deviation"]
 
 
 @pytest.mark.slow

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from transformers import HfArgumentParser
 
 COMMANDS = {
+    "plan": "say what a distillation will cost: hours, memory, disk",
     "create-student": "make a student out of a teacher's layers",
+    "segment": "cut long recordings at pauses",
     "pseudo-label": "transcribe a data set with the teacher",
     "filter": "drop labels that disagree with the reference transcripts",
     "train": "distil: train the student on the labels and the teacher's distributions",
     "evaluate": "measure word error rates and speed, beside the teacher's",
+    "transcribe": "turn recordings of any length into text",
+    "export": "write a model for another runtime, and check it there",
     "env": "show what this machine has, and what to install",
 }
 """Command to summary; the module of a command has its name, with underscores."""

@@ -1,0 +1,56 @@
+"""Say what a distillation will cost before anything is run: operations, hours, memory and disk of each stage.
+
+distilwhisper plan --teacher openai/whisper-large-v3 --hours 1000 --steps 10000 --batch_size 256
+distilwhisper plan --teacher openai/whisper-large-v3 --hours 1000 --flops_per_s 3e14     # of another machine
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+
+import torch
+from transformers import WhisperConfig
+
+from distilwhisper.costs import WhisperShape
+from distilwhisper.planning import measure_flops, plan_distillation
+
+
+@dataclass
+class Arguments:
+    """Options of the command."""
+
+    teacher: str = field(metadata={"help": "Hub id or local path of the teacher; its config alone is read."})
+    hours: float = field(metadata={"help": "Hours of audio."})
+    steps: int = field(default=10_000, metadata={"help": "Updates of the training."})
+    batch_size: int = field(default=256, metadata={"help": "Samples of an update."})
+    decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of the student."})
+    window_s: float = field(default=30.0, metadata={"help": "Mean length of a recording or of what is packed, in s."})
+    tokens: int = field(default=80, metadata={"help": "Mean tokens of a label."})
+    flops_per_s: float | None = field(default=None, metadata={"help": "Speed; default: measured here, in a second."})
+    dtype: str = field(
+        default="bfloat16", metadata={"choices": ["float32", "bfloat16", "float16"], "help": "Precision."}
+    )
+    json: bool = field(default=False, metadata={"help": "As JSON."})
+
+
+OPTIONS = (Arguments,)
+
+
+def run(args: Arguments) -> str:
+    """Return the plan."""
+    teacher = WhisperShape.from_config(WhisperConfig.from_pretrained(args.teacher))
+    dtype = getattr(torch, args.dtype)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    plan = plan_distillation(
+        teacher,
+        replace(teacher, decoder_layers=args.decoder_layers),
+        hours=args.hours,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        flops_per_s=args.flops_per_s or measure_flops(device or "cpu", dtype),
+        window_s=args.window_s,
+        tokens=args.tokens,
+        itemsize=dtype.itemsize,
+    )
+    return json.dumps(plan.to_dict(), indent=2) if args.json else str(plan)
