@@ -72,7 +72,7 @@ def load_audio(value: Any, sampling_rate: int = 16_000, *, max_duration_s: float
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def audio_blocks(value: Any, sampling_rate: int = 16_000) -> Iterator[Samples]:
+def audio_blocks(value: Any, sampling_rate: int = 16_000, *, block_s: float | None = None) -> Iterator[Samples]:
     """Read a recording of any length block by block: mono, resampled, as :func:`load_audio` gives it.
 
     Memory is constant for files and their bytes. Other recordings are samples that lie in memory anyway.
@@ -80,19 +80,20 @@ def audio_blocks(value: Any, sampling_rate: int = 16_000) -> Iterator[Samples]:
     Args:
         value: As for :func:`load_audio`.
         sampling_rate: Rate of the result, in Hz.
+        block_s: Length of a block, in seconds; default about a minute.
 
     Yields:
-        Samples in [-1, 1] as float32, about a minute a block; no block is empty.
+        Samples in [-1, 1] as float32; no block is empty.
 
     Raises:
-        AudioError: If there is no usable recording.
+        AudioError: If there is no usable recording; where one is damaged, after the blocks before the damage.
     """
     source = _source(value)
     if not isinstance(source, (bytes, Path)):
         yield load_audio(source, sampling_rate)
         return
     stream, samples = None, 0
-    for block, rate in _file_blocks(source):
+    for block, rate in _file_blocks(source, block_s or BLOCK_S):
         mono = _finite(block.mean(axis=1, dtype=np.float32))
         if rate != sampling_rate and len(mono):
             stream = stream or soxr.ResampleStream(rate, sampling_rate, 1)
@@ -224,24 +225,24 @@ def _read_file(source: bytes | Path, max_duration_s: float | None) -> tuple[npt.
     blocks: list[npt.NDArray[np.float32]] = []
     rate = 0.0
     # A header may promise any length, and what is too long is not worth reading on.
-    for block, rate in _file_blocks(source):
+    for block, rate in _file_blocks(source, BLOCK_S):
         blocks.append(block)
         if max_duration_s is not None and sum(map(len, blocks)) > max_duration_s * rate:
             break
     return np.concatenate(blocks), rate
 
 
-def _file_blocks(source: bytes | Path) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
+def _file_blocks(source: bytes | Path, block_s: float) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
     """Yield blocks ``[samples, channels]`` of a file, one at least, each with the rate."""
     if source == b"":
         raise AudioError("empty", "the recording is a file of 0 bytes")
     try:
         file = soundfile.SoundFile(_openable(source))
     except (soundfile.SoundFileError, TypeError) as error:  # the TypeError wants a rate for a ``.raw`` file
-        yield from _av_blocks(source, error)
+        yield from _av_blocks(source, error, block_s)
         return
     with file:
-        rate, size = _checked_rate(file.samplerate), int(BLOCK_S * file.samplerate)
+        rate, size = _checked_rate(file.samplerate), int(block_s * file.samplerate)
         try:
             yield (block := file.read(size, dtype="float32", always_2d=True)), rate
             while len(block):
@@ -250,7 +251,9 @@ def _file_blocks(source: bytes | Path) -> Iterator[tuple[npt.NDArray[np.float32]
             raise AudioError("unreadable", f"the recording cannot be decoded: {error}") from error
 
 
-def _av_blocks(source: bytes | Path, error: Exception) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
+def _av_blocks(
+    source: bytes | Path, error: Exception, block_s: float
+) -> Iterator[tuple[npt.NDArray[np.float32], float]]:
     """Read the formats that soundfile lacks (m4a, webm)."""
     try:
         import av  # type: ignore[import-not-found,unused-ignore]
@@ -266,7 +269,7 @@ def _av_blocks(source: bytes | Path, error: Exception) -> Iterator[tuple[npt.NDA
             planar, blocks = av.AudioResampler(format="fltp"), []
             for frame in chain(container.decode(audio=0), [None]):  # None: what is left in it
                 blocks += [part.to_ndarray().T for part in planar.resample(frame)]
-                if frame is None or sum(map(len, blocks)) > BLOCK_S * rate:
+                if frame is None or sum(map(len, blocks)) > block_s * rate:
                     yield np.concatenate(blocks) if blocks else np.zeros((0, 1), dtype=np.float32), rate
                     blocks = []
     except av.FFmpegError as failure:

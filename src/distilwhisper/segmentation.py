@@ -33,6 +33,9 @@ WINDOW_FEATURES = Features(
 
 Spans = npt.NDArray[np.int64]
 
+BLOCK_S = 10.0
+"""Of a damaged recording, what comes after the last whole block of this length is lost."""
+
 
 @dataclass(frozen=True)
 class CutRule:
@@ -229,7 +232,7 @@ class Segmenter:
         def blocks() -> Iterator[Samples]:
             nonlocal read
             try:
-                for block in audio_blocks(recording, SAMPLING_RATE):
+                for block in audio_blocks(recording, SAMPLING_RATE, block_s=BLOCK_S):
                     read += len(block)
                     yield block
             except AudioError as error:
@@ -240,7 +243,9 @@ class Segmenter:
             raise damage[0]
         spans = plan_windows(speech, levels, self.rule)
         samples = np.minimum(spans * FRAME_SAMPLES, read)
-        for (start, _), window in zip(samples, _slices(audio_blocks(recording, SAMPLING_RATE), samples), strict=True):
+        for (start, _), window in zip(
+            samples, _slices(audio_blocks(recording, SAMPLING_RATE, block_s=BLOCK_S), samples), strict=True
+        ):
             yield start / SAMPLING_RATE, window
         self._count(spans, speech, levels, read)
         for error in damage:
