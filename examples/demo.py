@@ -178,7 +178,7 @@ def main() -> None:
         labeler.label(corpus_by_speaker, folder, speaker_column="speaker_id", cache_dir=states_dir)
         print(labeler.report)
 
-    labels_dir = stages.run("labels", label, after=["student"], resumes=True)
+    labels_dir = stages.run("labels", label, after=["corpus"], resumes=True, teacher=args.teacher)
     wer_filter = WERFilter(args.threshold)
 
     def keep(folder: Path) -> None:
@@ -193,7 +193,7 @@ def main() -> None:
     distilled_dir = stages.run(
         "distilled",
         lambda folder: train(args, student_dir, kept_dir, states_dir, corpus["validation"], folder),
-        after=["kept"],
+        after=["kept", "student"],
         resumes=True,
         steps=args.steps,
         batch_size=args.batch_size,

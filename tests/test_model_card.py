@@ -41,7 +41,7 @@ def metadata(card):
 
 def test_card_has_metadata_that_the_hub_reads(student_dir):
     scores = {
-        "clean": SetResult(normalized=count_word_errors("a b c d", "a b c x")),
+        "clean": SetResult({0: count_word_errors("a b c d", "a b c x")}),
         "empty": SetResult(),  # has no error rate, and so no entry
     }
     recipe = Recipe(datasets=["me/speech", "my own recordings"])
