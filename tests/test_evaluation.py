@@ -87,6 +87,7 @@ def test_a_set_without_a_scored_sample_has_no_error_rate(transcriber):
 
 
 def test_a_stream_gives_what_a_stored_set_gives(transcriber, heard):
+    """Guards E4."""
     dataset = audio_dataset(RECORDINGS, sentence=[*heard[:3], "other"])
     stored, streamed = (
         evaluate(transcriber, rows, text_column="sentence").sets["test"]
@@ -134,6 +135,7 @@ def test_missing_columns_and_missing_sets_are_refused(transcriber):
 
 
 def test_rates_of_characters_time_and_tokens_are_the_counts_divided(transcriber, heard):
+    """Guards E3 and E7: padding counted as tokens, and the word error rate was the only measure."""
     result = evaluate(transcriber, audio_dataset(RECORDINGS[:2], text=[heard[0], "zzz " + heard[1]])).sets["test"]
     assert result.cer == pytest.approx(4 / (len(heard[0]) + len(heard[1]) + 4))
     assert result.rtf * result.rtfx == pytest.approx(1)
@@ -188,6 +190,7 @@ open(sys.argv[3], "w").write(result.to_json(details=True))
 
 
 def test_two_processes_share_a_set_and_both_know_the_whole(transcriber, processor, heard, tmp_path):
+    """Guards C9: every process decoded and scored everything."""
     transcriber.model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     texts = [heard[0], None, "zzz " + heard[2], heard[3], "..."]

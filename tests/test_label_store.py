@@ -60,6 +60,7 @@ def test_rows_come_back_once_each_and_in_order(tmp_path, rows, stream):
 
 
 def test_a_stream_of_unknown_columns_is_labelled(tmp_path):
+    """Guards P6: streams could not be labelled with the versions that were named."""
     rows = [{"audio": {"bytes": b"%d" % row, "path": None}, "id": row, "text": "words"} for row in range(25)]
     stream = IterableDataset.from_generator(lambda: iter(rows))
     assert stream.features is None
@@ -76,6 +77,7 @@ def test_a_finished_directory_is_read_and_not_made_again(tmp_path):
 
 @pytest.mark.parametrize("stream", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_killed_again_and_again_leave_what_one_would(tmp_path, stream):
+    """Guards P7 and P8: a crash lost all, and every process wrote the same file."""
     data = numbered(150)
     settings = {"output": str(tmp_path / "labels"), "pause_s": 0.01, "data": str(tmp_path / "data")}
     data.save_to_disk(settings["data"])

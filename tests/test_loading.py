@@ -191,6 +191,7 @@ def test_broken_manifest_is_refused_with_the_line(tmp_path, lines, message):
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
 def test_folder_with_metadata_has_its_transcripts(recordings, name):
+    """Guards U14: local data could not be given at all."""
     rows = [{"file_name": clip, "text": text} for clip, text in zip(CLIPS, TEXTS, strict=True)]
     write_manifest(recordings / name, rows)
     assert_holds_the_clips(load_speech(recordings))

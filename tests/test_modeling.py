@@ -126,6 +126,7 @@ def test_half_precision_copy_of_an_encoder_counts_as_the_same(tiny_teacher):
 
 
 def test_frozen_encoder_runs_in_evaluation_mode_during_training(tiny_teacher, batch):
+    """Guards C4: the frozen encoder ran with gradients."""
     student = frozen_student(tiny_whisper(dropout=0.5, attention_dropout=0.5)).train()
     DistillationStep(student, None, Objective(kl_weight=0.0))(student, batch)
     assert not student.model.encoder.training
@@ -133,6 +134,7 @@ def test_frozen_encoder_runs_in_evaluation_mode_during_training(tiny_teacher, ba
 
 
 def test_mse_compares_the_papers_layers(tiny_teacher, batch):
+    """Guards T11: the term was off with a shared encoder, and counted padding."""
     student = frozen_student(tiny_teacher, decoder_layers=2)
     output = DistillationStep(student, tiny_teacher, Objective(mse_weight=3.0))(student, batch)
     keep = batch["labels"] != -100

@@ -46,6 +46,7 @@ def python(wheel, tmp_path_factory):
 
 
 def test_wheel_holds_the_package_its_data_and_nothing_else(wheel):
+    """Guards U11: the package that was installed was empty."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     folders = {name.split("/")[0] for name in names}

@@ -85,6 +85,7 @@ def test_utterances_get_the_tokens_of_the_teacher_alone(teacher, processor, coun
 
 
 def test_a_common_encoder_runs_once(processor):
+    """Guards E5: a common encoder was assumed, and not checked."""
     calls = [0, 0]
     for assistant, runs in ((None, 0), (talkative(seed=1), 1)):
         model = talkative()
@@ -117,6 +118,7 @@ def test_an_assistant_is_loaded_from_its_directory(tmp_path, processor):
 
 
 def test_an_assistant_that_does_not_fit_is_refused(processor):
+    """Guards E5: assistants were assumed to fit, and not checked."""
     with pytest.raises(ValueError, match="num_beams must be 1, not 2"):
         Transcriber(talkative(), processor, assistant=talkative(), num_beams=2)
     with pytest.raises(ValueError, match=r"vocabularies of 51866 and 51865 tokens"):

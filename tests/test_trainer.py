@@ -338,6 +338,7 @@ def test_samples_without_a_usable_label_are_left_out_and_counted(tiny_teacher, d
 
 
 def test_streaming_data_trains_like_a_list(tiny_teacher, data, processor, tmp_path):
+    """Guards C7: streams were shuffled once more in each epoch."""
     trainer = trainer_for(tiny_teacher, data.to_iterable_dataset(), processor, tmp_path, per_device_train_batch_size=8)
     trainer.train()
     assert trainer.state.global_step == 4
@@ -558,6 +559,7 @@ def test_terms_go_to_wandb_offline(tiny_teacher, data, processor, tmp_path, monk
 
 
 def test_presets_hold_the_papers_and_the_scripts_weights(tmp_path):
+    """Guards T10: the weights were fixed, and swapped."""
     paper = DistillationTrainingArguments.from_preset("paper", output_dir=str(tmp_path), bf16=False, use_cpu=True)
     assert (paper.kl_weight, paper.pl_weight, paper.temperature, paper.warmup_steps) == (0.8, 1.0, 2.0, 500)
     assert paper.per_device_train_batch_size * paper.gradient_accumulation_steps == 256
