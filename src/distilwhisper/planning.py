@@ -64,7 +64,7 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [("stage", "PFLOP", "hours", "memory, GiB", "disk, GiB")]
+        rows: list[tuple[str, ...]] = [("stage", "PFLOP", "hours", "memory, GiB", "disk, GiB")]
         for one in self.stages:
             numbers = (one.flops / 1e15, one.hours, one.memory_gib, one.disk_gib)
             rows.append((one.name, *(f"{number:,.3g}" if number < 100 else f"{number:,.0f}" for number in numbers)))

@@ -94,6 +94,7 @@ def plot_curves(
     xlabel: str = "training step",
     logarithmic: bool = False,
     ticks: Mapping[float, str] | None = None,
+    models: Sequence[str] = (),
 ) -> Chart:
     """Draw values against training steps, or against anything else.
 
@@ -104,11 +105,14 @@ def plot_curves(
         xlabel: Name of the horizontal axis.
         logarithmic: Use a logarithmic axis where all values are positive and span more than a factor of 8.
         ticks: Places on the horizontal axis to their names; default: round numbers.
+        models: All names, in the order in which they take their colours in other figures; default: these curves.
     """
+    order = list(models or curves)
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for number, (name, points) in enumerate(curves.items()):
+        for name, points in curves.items():
+            number = order.index(name)
             x, y, *ends = zip(*points, strict=True)
             style = {"color": COLORS[number % len(COLORS)], "linestyle": DASHES[number % len(DASHES)], "label": name}
             marker = MARKERS[number % len(MARKERS)] if len(points) <= 20 else None

@@ -56,7 +56,8 @@ def accuracy_section(
     if latency_by_batch:
         ticks = {size: f"{size:g}" for pairs in latency_by_batch.values() for size, _ in pairs}
         described = "Milliseconds of an utterance by batch size"
-        chart = plot_curves(latency_by_batch, "ms per utterance", described, xlabel="batch size", ticks=ticks)
+        axis: dict[str, Any] = {"xlabel": "batch size", "ticks": ticks}
+        chart = plot_curves(latency_by_batch, "ms per utterance", described, **axis, models=list(wer))
         figures.append(figure(chart.svg(), "Latency by batch size", "Time of a batch over its utterances."))
     return section("Accuracy and speed", grid(*figures))
 

@@ -21,7 +21,7 @@ from distilwhisper.audio import AudioError
 from distilwhisper.loading import AUDIO_SUFFIXES, load_speech
 from distilwhisper.transcription import Transcriber
 
-WHISPERS_FALLBACK = {
+WHISPERS_FALLBACK: dict[str, Any] = {
     "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
     "compression_ratio_threshold": 2.4,
     "logprob_threshold": -1.0,
