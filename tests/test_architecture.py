@@ -51,7 +51,7 @@ FLOORS = [
 
 WITHOUT_TORCH = [
     *"audio charts checkpoints cli costs dataset_filters environment export export.ctranslate2".split(),
-    *"export.formats export.ggml export.graphs export.greedy export.onnx export.runtimes".split(),
+    *"export.formats export.ggml export.greedy export.onnx export.runtimes".split(),
     *"filter_reports filtering grammar hub label_rules label_scores label_store labels loading".split(),
     *"metrics model_card normalizers pages pieces plots references report_sections reports results".split(),
     *"row_files row_sources scoring segmentation shards significance stages synthesis tables".split(),
