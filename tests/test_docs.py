@@ -16,6 +16,10 @@ BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
+RUNTIMES = {"export.md": ("pywhispercpp", "gguf", "onnx", "onnxruntime")}
+"""What the Python of a page takes beyond the extra dev."""
+
+
 def python_of(page):
     blocks = BLOCK.finditer(page.read_text(encoding="utf-8"))
     return "\n".join(re.sub(f"^{match[1]}", "", match[2], flags=re.MULTILINE) for match in blocks)
@@ -26,6 +30,8 @@ def python_of(page):
 def test_python_of_a_page_runs(page, tmp_path):
     if not (TEACHER / "model.safetensors").exists():
         pytest.skip("the trained teacher is not here")
+    for package in RUNTIMES.get(page.name, ()):
+        pytest.importorskip(package, reason="pip install 'distilwhisper[export]'")
     (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     code = python_of(page)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
