@@ -69,7 +69,7 @@ def test_wheel_says_what_it_needs_and_under_which_licence(wheel):
     )
     needed = {entry.split(">")[0] for entry in fields.get_all("Requires-Dist") if "extra ==" not in entry}
     assert needed == set(
-        "torch transformers accelerate datasets evaluate jiwer safetensors soundfile soxr numpy".split()
+        "torch transformers accelerate datasets evaluate jiwer safetensors soundfile soxr numpy rapidfuzz psutil".split()
     )
     assert len(licences) == 1
 
