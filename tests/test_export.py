@@ -65,7 +65,8 @@ def other_kind_dir(request, tmp_path_factory):
     if size == 51_864:
         generation.is_multilingual = False
         del generation.lang_to_id, generation.task_to_id
-    model = tiny_whisper(3, vocab_size=size, num_mel_bins=mels)
+    # openai-whisper and whisper.cpp know no other width than 4 times d_model.
+    model = tiny_whisper(3, vocab_size=size, num_mel_bins=mels, encoder_ffn_dim=64, decoder_ffn_dim=64)
     model.generation_config = generation
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
         setattr(model.config, name, getattr(generation, name))
@@ -113,11 +114,13 @@ def test_a_trained_model_gives_the_same_tokens_in_every_number_type(format, dtyp
 @pytest.mark.parametrize("format", [*FORMATS])
 def test_other_vocabularies_and_mel_bins_give_the_same_tokens(format, other_kind_dir, tmp_path):
     needs(format)
-    options = {} if format in ("transformers", "decoder-only") else {"dtype": "float32"}
+    options = {} if format in ("transformers", "decoder-only", "ggml") else {"dtype": "float32"}
     export_model(other_kind_dir, format, tmp_path / "out", audio=TONES, **options)
     report = report_of(tmp_path / "out")
-    assert report["equal"] == report["tokens"] > 20
-    assert report["logit_difference"] < 1e-3
+    assert report["equal"] == report["tokens"] - report["undecided"] > 20
+    if format != "ggml":  # which has no float32
+        assert report["undecided"] == 0
+        assert report["logit_difference"] < 1e-3
 
 
 @pytest.mark.slow

@@ -66,6 +66,12 @@ def write(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if not torch.equal(model.proj_out.weight, model.model.decoder.embed_tokens.weight):
         raise ExportError("openai-whisper has one matrix for token embeddings and output, but this model has two")
+    config = model.config
+    if {config.encoder_ffn_dim, config.decoder_ffn_dim} != {4 * config.d_model}:
+        raise ExportError(
+            f"openai-whisper has feed-forward layers of 4 times d_model, {4 * config.d_model}, but this model's are of "
+            f"{config.encoder_ffn_dim} and {config.decoder_ffn_dim}"
+        )
     weights = {renamed(name): weight.to(getattr(torch, dtype)) for name, weight in model.model.state_dict().items()}
     torch.save({"dims": _dimensions(model.config), "model_state_dict": weights}, output_dir / MODEL_FILE)
     model.generation_config.save_pretrained(output_dir)
