@@ -117,7 +117,7 @@ def hub(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     trained = create_student(TEACHER, 16)
     trained.config.distillation["teacher"] = "me/trained"
-    models = {"wide": (tiny_whisper(max_source_positions=1500), WIDE)}
+    models = {"wide": (tiny_whisper(max_source_positions=1500, encoder_ffn_dim=64, decoder_ffn_dim=64), WIDE)}
     models["trained"] = trained, ["decoder-only", "ggml", "onnx"]
     processor = WhisperProcessor.from_pretrained(TEACHER)
     with hub_server(folder / "home") as server:
