@@ -17,7 +17,13 @@ OPTIONAL = {
     "wandb": ("wandb", "tracking with Weights & Biases"),
     "tensorboard": ("tensorboard", "tracking with TensorBoard"),
     "flash-attn": ("flash-attn", "FlashAttention 2 on Ampere GPUs and newer"),
-    "torchcodec": ("torchcodec", "decoding with FFmpeg"),
+    "av": ("av", "m4a and webm recordings"),
+    "silero-vad": ("vad", "finding speech in long recordings"),
+    "ray": ("ray", "labelling inside Ray Data"),
+    "openai-whisper": ("openai-whisper", "exports to openai-whisper"),
+    "ctranslate2": ("ctranslate2", "exports to CTranslate2 and faster-whisper"),
+    "pywhispercpp": ("ggml", "exports to whisper.cpp"),
+    "onnxruntime": ("onnx", "exports to ONNX and Transformers.js"),
 }
 """Package to the extra that installs it, and what it is for."""
 
