@@ -39,7 +39,8 @@ def report_of(export_dir) -> dict:
 
 @pytest.fixture(scope="module")
 def tiny_dir(processor, tmp_path_factory):
-    return saved(tiny_whisper(decoder_layers=2), processor, tmp_path_factory.mktemp("tiny"))
+    model = tiny_whisper(decoder_layers=2, encoder_ffn_dim=64, decoder_ffn_dim=64)
+    return saved(model, processor, tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +207,12 @@ def test_nothing_is_left_of_a_failed_export(processor, tmp_path):
     untied = saved(tiny_whisper(tie_word_embeddings=False), processor, tmp_path / "model")
     with pytest.raises(ExportError, match="has one matrix for token embeddings and output"):
         export_model(untied, "openai-whisper", tmp_path / "out", check=False)
+    narrow = saved(tiny_whisper(), processor, tmp_path / "narrow")
+    with pytest.raises(ExportError, match="feed-forward layers of 4 times d_model, 64, but this model's are of 32"):
+        export_model(narrow, "openai-whisper", tmp_path / "out", check=False)
     with pytest.raises(ExportError, match="no recording"):
         export_model(untied, "transformers", tmp_path / "out", audio=[])
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "narrow"]
 
 
 def test_another_export_is_replaced_only_on_request_and_the_model_never(tiny_dir, tmp_path):
