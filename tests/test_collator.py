@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import SENTENCES, audio_dataset, encoded, tone
 
-from distilwhisper.collator import IGNORE_INDEX, DataCollatorForDistillation, Sample
+from distilwhisper.collator import DataCollatorForDistillation, Sample
+from distilwhisper.labels import IGNORE_INDEX
 from distilwhisper.tokens import WhisperTokens
 
 

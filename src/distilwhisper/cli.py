@@ -60,13 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     front = _front_door()
     name = front.parse_args(arguments[:1] or ["--help"]).command
-    debug = "--debug" in arguments
-    if debug:  # Transformers' own --debug of the training takes a value, and was meant only with one
-        place = arguments.index("--debug")
-        bare = arguments[place + 1 :][:1] == [] or arguments[place + 1].startswith("-")
-        arguments = arguments[:place] + arguments[place + 1 :] if bare else arguments
+    flags = _without_bare_debug(arguments[1:])
+    debug = flags != arguments[1:]
     try:
-        printed = run(name, arguments[1:])
+        printed = run(name, flags)
     except UsageError as error:
         front.exit(2, f"distilwhisper {name}: {error}\n")
     except KeyboardInterrupt:
@@ -165,6 +162,12 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _without_bare_debug(flags: list[str]) -> list[str]:
+    """Leave out ``--debug`` where no value follows it: with one it is an option of Transformers' training."""
+    following = [*flags[1:], "-"]  # behind the last flag comes no value
+    return [flag for flag, after in zip(flags, following, strict=False) if flag != "--debug" or after[:1] != "-"]
 
 
 def _front_door() -> argparse.ArgumentParser:

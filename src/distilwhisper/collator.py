@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from distilwhisper.audio import AudioError, Samples, load_audio
+from distilwhisper.labels import IGNORE_INDEX
 from distilwhisper.normalizers import UNSPACED_LANGUAGES
 from distilwhisper.tokens import LONGEST_FRAME, WhisperTokens
 
 logger = logging.getLogger(__name__)
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 logger = logging.getLogger(__name__)
 
+IGNORE_INDEX = -100
+"""Stands in a row of label ids where nothing is to be learned or scored."""
+
 DatasetT = TypeVar("DatasetT")
 Label = dict[str, Any]
 """The columns of one label."""

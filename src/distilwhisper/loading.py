@@ -83,9 +83,14 @@ def load_named(entries: Sequence[str]) -> dict[str, Any]:
         name, separator, source = entry.partition("=")
         if not separator or not name or name in sets:
             raise ValueError(f"sets are given as name=source or name=source:split, each name once, not {entry!r}")
-        source, _, split = source.partition(":")
-        sets[name] = load_speech(source, split or None)
+        sets[name] = load_source(source)
     return sets
+
+
+def load_source(entry: str) -> Any:
+    """Return the data set that ``source`` or ``source:split`` names; see :func:`load_speech`."""
+    source, _, split = entry.partition(":")
+    return load_speech(source, split or None)
 
 
 def _is_no_hub_id(source: str) -> bool:

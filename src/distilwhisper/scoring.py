@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distilwhisper.labels import IGNORE_INDEX
 from distilwhisper.metrics import (
     ErrorCounts,
     count_character_errors,
@@ -15,8 +16,6 @@ from distilwhisper.metrics import (
     normalized_texts,
 )
 from distilwhisper.normalizers import Normalizer
-
-IGNORE_INDEX = -100
 
 COLUMNS = 13
 METRICS = ("wer", "ier", "ser", "der", "cer", "wer_ortho", "repeated_5grams")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from distilwhisper.export.exporting import export_model
 from distilwhisper.export.formats import FORMATS
-from distilwhisper.loading import load_speech
+from distilwhisper.loading import load_source
 
 
 @dataclass
@@ -39,8 +39,7 @@ def run(args: Arguments) -> str:
     """Export, and return where to; the report of the check goes to the log."""
     audio = None
     if args.data:
-        source, _, split = args.data.partition(":")
-        data = load_speech(source, split or None)
+        data = load_source(args.data)
         audio = data.select(range(min(args.samples, len(data))))["audio"]
     export_model(
         args.model_dir,
