@@ -46,7 +46,9 @@ class _Gradients:
 
     def __init__(self, hidden: Tensor, head: Tensor, dtype: torch.dtype, needed: tuple[bool, bool]) -> None:
         self.hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if needed[0] else None
-        self.head = torch.zeros(head.shape, dtype=dtype, device=head.device) if needed[1] else None
+        # The first chunk writes it; without rows there is none.
+        make = torch.empty if len(hidden) else torch.zeros
+        self.head = make(head.shape, dtype=dtype, device=head.device) if needed[1] else None
 
     def add(self, start: int, logits_gradient: Tensor, hidden: Tensor, head: Tensor) -> None:
         low = logits_gradient.to(hidden.dtype)
@@ -54,9 +56,11 @@ class _Gradients:
             _product(low, head, out=self.hidden[start : start + len(hidden)])
         if self.head is not None:
             if low.dtype == self.head.dtype:
-                self.head.addmm_(low.t(), hidden)
-            else:
+                self.head.addmm_(low.t(), hidden, beta=min(start, 1))
+            elif start:
                 self.head += _product(low.t(), hidden)
+            else:
+                _product(low.t(), hidden, out=self.head)
 
 
 class FusedDistillation(torch.autograd.Function):
@@ -126,12 +130,9 @@ def _sum_chunks(
     size = min(settings.chunk_size, len(labels))
     block = size if head.is_cuda else min(size, _REDUCED_ROWS)
     models = [student] if teacher is None or isinstance(teacher, TopKTeacher) else [student, teacher]
-    logits = [head.new_empty(size, len(head), dtype=dtype) for _ in models]
     scratch = [head.new_empty(block, len(head), dtype=dtype) for _ in range(settings.scratch_buffers if teacher else 0)]
     for start in range(0, len(labels), settings.chunk_size):
-        chunk = [buffer[: len(labels) - start] for buffer in logits]
-        for buffer, (states, weight) in zip(chunk, models, strict=True):
-            _product(states[start : start + size], weight.t(), out=buffer)
+        chunk = [_logits(states[start : start + size], weight) for states, weight in models]
         for first in range(0, len(chunk[0]), block):
             parts = [buffer[first : first + block] for buffer in chunk]
             parts += [buffer[: len(parts[0])] for buffer in scratch]
@@ -143,6 +144,7 @@ def _sum_chunks(
             sums += torch.stack(terms)
         if settings.needs_gradient:
             gradients.add(start, chunk[0], hidden[start : start + size], head)
+        del chunk, parts  # or they would live beside the next chunk's
     return sums.unbind()  # type: ignore[return-value]
 
 
@@ -162,6 +164,16 @@ def _products_in_16_bits(like: Tensor) -> Iterator[None]:
         yield
     finally:
         products.fp32_precision = before
+
+
+def _logits(states: Tensor, head: Tensor) -> Tensor:
+    """Return ``states @ head.T`` in at least 32 bits.
+
+    For these shapes oneDNN's linear is up to twice as fast on CPUs as the BLAS behind ``torch.mm``.
+    """
+    if states.dtype == torch.float32 and not states.is_cuda and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return torch.ops.mkldnn._linear_pointwise(states, head, None, "none", [], "")
+    return _product(states, head.t())
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
