@@ -6,8 +6,6 @@ a chunk's logits are turned into it at once, multiplied into the gradients of hi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,8 +23,7 @@ _REDUCED_ROWS = 16
 
 def default_chunk_size(head: Tensor) -> int:
     """Return the rows of logits that are alive at a time by default."""
-    # A chunk must be large enough for the product to outweigh reading the head, and small enough for a CPU's caches.
-    return 1024 if head.is_cuda else min(256, max(128, head.shape[1] // 4))
+    return 1024 if head.is_cuda else 256  # enough for the products to outweigh reading the head
 
 
 def accumulation_dtype(like: Tensor) -> torch.dtype:
@@ -41,10 +38,20 @@ def _compute_dtype(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else like.dtype
 
 
+def _gradient_dtype(like: Tensor) -> torch.dtype:
+    # Gradients bear 16-bit products, as everywhere in mixed precision; only some CPUs have instructions for them.
+    mixed = like.dtype == torch.bfloat16 or (
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if mixed and not like.is_cuda and fast() else _compute_dtype(like)
+
+
 class _Gradients:
     """Gradients of one call, accumulated over its chunks; empty (None) where nothing needs them."""
 
-    def __init__(self, hidden: Tensor, head: Tensor, dtype: torch.dtype, needed: tuple[bool, bool]) -> None:
+    def __init__(self, hidden: Tensor, head: Tensor, needed: tuple[bool, bool]) -> None:
+        dtype, self.dtypes = accumulation_dtype(hidden), (hidden.dtype, head.dtype)
         self.hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if needed[0] else None
         # The first chunk writes it; without rows there is none.
         make = torch.empty if len(hidden) else torch.zeros
@@ -54,13 +61,18 @@ class _Gradients:
         low = logits_gradient.to(hidden.dtype)
         if self.hidden is not None:
             _product(low, head, out=self.hidden[start : start + len(hidden)])
-        if self.head is not None:
-            if low.dtype == self.head.dtype:
-                self.head.addmm_(low.t(), hidden, beta=min(start, 1))
-            elif start:
-                self.head += _product(low.t(), hidden)
-            else:
-                _product(low.t(), hidden, out=self.head)
+        if self.head is None:
+            return
+        if low.dtype == self.head.dtype:
+            self.head.addmm_(low.t(), hidden, beta=min(start, 1))
+        elif start:
+            self.head += _product(low.t(), hidden)
+        else:
+            _product(low.t(), hidden, out=self.head)
+
+    def scaled(self, scale: Tensor) -> list[Tensor | None]:
+        made = zip((self.hidden, self.head), self.dtypes, strict=True)
+        return [None if gradient is None else gradient.mul_(scale).to(dtype) for gradient, dtype in made]
 
 
 class FusedDistillation(torch.autograd.Function):
@@ -78,16 +90,13 @@ class FusedDistillation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the total and its two terms, and make the gradients."""
         accumulate, compute = accumulation_dtype(hidden), _compute_dtype(hidden)
-        needed = ctx.needs_input_grad[:2] if settings.needs_gradient else (False, False)
-        gradients = _Gradients(hidden, head, accumulate, needed)
-        ctx.dtypes = hidden.dtype, head.dtype
+        gradients = _Gradients(hidden, head, ctx.needs_input_grad[:2]) if settings.needs_gradient else None
         student = hidden.to(compute), head.to(compute)
         if isinstance(teacher, TopKTeacher):
             teacher = teacher._replace(log_probabilities=teacher.log_probabilities.to(accumulate))
         elif teacher is not None:
             teacher = (teacher[0] / settings.temperature).to(compute), teacher[1].to(compute)
-        with _products_in_16_bits(hidden):
-            kl, pl = _sum_chunks(student, teacher, labels, gradients, settings)
+        kl, pl = _sum_chunks(student, teacher, labels, gradients, _gradient_dtype(hidden), settings)
         ctx.gradients, ctx.divisor = gradients, divisor
         kl, pl = kl / divisor, pl / divisor
         ctx.mark_non_differentiable(kl, pl)
@@ -104,23 +113,15 @@ class FusedDistillation(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         scale = (grad_total / ctx.divisor).to(ctx.divisor.dtype)
-        return (
-            *(
-                None if gradient is None else gradient.mul_(scale).to(dtype)
-                for gradient, dtype in zip((gradients.hidden, gradients.head), ctx.dtypes, strict=True)
-            ),
-            None,
-            None,
-            None,
-            None,
-        )
+        return (*gradients.scaled(scale), None, None, None, None)
 
 
 def _sum_chunks(
     student: tuple[Tensor, Tensor],
     teacher: Teacher | None,
     labels: Tensor,
-    gradients: _Gradients,
+    gradients: _Gradients | None,
+    gradient_dtype: torch.dtype,
     settings: ChunkSettings,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of both terms over all rows; models are pairs of hidden states and head."""
@@ -131,6 +132,7 @@ def _sum_chunks(
     block = size if head.is_cuda else min(size, _REDUCED_ROWS)
     models = [student] if teacher is None or isinstance(teacher, TopKTeacher) else [student, teacher]
     scratch = [head.new_empty(block, len(head), dtype=dtype) for _ in range(settings.scratch_buffers if teacher else 0)]
+    operands = [operand.to(gradient_dtype) for operand in student] if gradients is not None else []
     for start in range(0, len(labels), settings.chunk_size):
         chunk = [_logits(states[start : start + size], weight) for states, weight in models]
         for first in range(0, len(chunk[0]), block):
@@ -142,28 +144,10 @@ def _sum_chunks(
             else:
                 terms = reduce_chunk(parts, labels[rows], settings)
             sums += torch.stack(terms)
-        if settings.needs_gradient:
-            gradients.add(start, chunk[0], hidden[start : start + size], head)
+        if gradients is not None:
+            gradients.add(start, chunk[0], operands[0][start : start + size], operands[1])
         del chunk, parts  # or they would live beside the next chunk's
     return sums.unbind()  # type: ignore[return-value]
-
-
-@contextmanager
-def _products_in_16_bits(like: Tensor) -> Iterator[None]:
-    """Let a CPU round the operands of float32 products to bfloat16, where the training is in mixed precision.
-
-    The result stays in float32, as on a GPU. CPUs without such instructions compute in float32.
-    """
-    mixed = like.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    if like.is_cuda or not mixed or not hasattr(torch.backends.mkldnn, "matmul"):  # torch < 2.9
-        yield
-        return
-    products = torch.backends.mkldnn.matmul
-    before, products.fp32_precision = products.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        products.fp32_precision = before
 
 
 def _logits(states: Tensor, head: Tensor) -> Tensor:
@@ -177,7 +161,10 @@ def _logits(states: Tensor, head: Tensor) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """Matrix product whose result has at least 32 bits."""
+    """Matrix product, accumulated in at least 32 bits; a CPU rounds that of 16-bit operands to their dtype."""
     if left.dtype in (torch.float32, torch.float64):
         return torch.mm(left, right, out=out)
-    return torch.mm(left, right, out_dtype=torch.float32, out=out)  # type: ignore[no-any-return, call-overload]
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32, out=out)  # type: ignore[no-any-return, call-overload]
+    product = torch.mm(left, right)
+    return product if out is None else out.copy_(product)
