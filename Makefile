@@ -12,6 +12,8 @@ DEMO_FLAGS ?=
 PAPER_FLAGS ?=
 
 export TOKENIZERS_PARALLELISM := false
+# PyTorch asks for huge pages: a CPU that trains spends less of its time on new memory. (docs/performance.md)
+demo paper bench: export THP_MEM_ALLOC_ENABLE := 1
 
 .PHONY: help demo paper test test-all test-oldest coverage lint format types docs package check bench clean
 

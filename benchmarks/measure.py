@@ -24,14 +24,15 @@ def own_mb(field: str = "RssAnon") -> float:
     return int(line.split()[1]) / 1024
 
 
-def measure(run: Callable[[], object], repeats: int) -> dict:
-    """Return the median time of a call after a first one, and the peak memory beyond what was held before.
+def clock() -> float:
+    """Return seconds; with one thread those of the processor, so that other programs on the machine do not count."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
-    With one thread, time is that of the processor: other programs on the machine do not count.
-    """
+
+def measure(run: Callable[[], object], repeats: int) -> dict:
+    """Return the median time of a call after a first one, and the peak memory beyond what was held before."""
     before, times = own_mb(), []
     files = own_mb("RssFile")
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for _ in range(repeats + 1):
         start = clock()
         run()

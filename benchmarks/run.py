@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import in_process, machine, measure, own_mb, peak_mb
+from measure import clock, in_process, machine, measure, own_mb, peak_mb
 from plain import plain_loss, plain_step
 from shapes import FULL_LENGTH, batch, cached, models
 
@@ -124,9 +124,9 @@ def demo(which: str, samples: int = 96, updates: int = 12, bf16: bool = False) -
             self.ends: list[float] = []
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ends.append(time.perf_counter())
+            self.ends.append(clock())
 
-    clock, waits = Clock(), []
+    updates_clock, waits = Clock(), []
     with tempfile.TemporaryDirectory() as folder:
         if which != "online":
             top_k = 64 if which == "top_k" else 0
@@ -138,19 +138,19 @@ def demo(which: str, samples: int = 96, updates: int = 12, bf16: bool = False) -
         )  # fmt: skip
         trainer = DistillationTrainer(
             model=create_student(str(teacher), dtype=torch.float32), teacher_model=str(teacher), args=args,
-            train_dataset=data, processing_class=processor, callbacks=[clock],
+            train_dataset=data, processing_class=processor, callbacks=[updates_clock],
         )  # fmt: skip
         collate = trainer.data_collator
 
         def timed(rows: list) -> dict:
-            start = time.perf_counter()
+            start = clock()
             made = collate(rows)
-            waits.append(time.perf_counter() - start)
+            waits.append(clock() - start)
             return made
 
         trainer.data_collator = timed
         trainer.train()
-    seconds = [end - start for start, end in zip(clock.ends[1:-1], clock.ends[2:], strict=True)]
+    seconds = [end - start for start, end in zip(updates_clock.ends[1:-1], updates_clock.ends[2:], strict=True)]
     median = sorted(seconds)[len(seconds) // 2]
     return {"seconds": median, "collate_seconds": sorted(waits)[len(waits) // 2], "peak_mb": peak_mb()}
 
