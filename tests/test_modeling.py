@@ -241,3 +241,14 @@ def test_step_makes_no_masks_and_leaves_the_attention_as_it_was(tiny_teacher, ba
     assert student.config._attn_implementation == tiny_teacher.config._attn_implementation == "sdpa"
     keep = batch["labels"] != -100
     torch.testing.assert_close(loss, F.cross_entropy(output[keep], batch["labels"][keep]))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradient_of_the_embedding_is_dense_however_it_was_made(tiny_teacher, batch, tied):
+    student = frozen_student(tiny_teacher, decoder_layers=2)
+    if not tied:
+        student.proj_out.weight = torch.nn.Parameter(student.proj_out.weight.detach().clone())
+    DistillationStep(student, tiny_teacher, Objective())(student, batch).loss.backward()
+    embedding = student.model.decoder.embed_tokens
+    assert embedding.weight.grad.layout == student.proj_out.weight.grad.layout == torch.strided
+    assert not embedding.sparse

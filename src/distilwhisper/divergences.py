@@ -144,20 +144,23 @@ def reduce_top_k_chunk(
         Sum over the rows of the divergence times ``T^2``, and of the cross-entropy.
     """
     (student, q), (ids, log_p, temperature) = buffers, teacher
-    target = student.gather(1, labels.unsqueeze(1))
+    index = labels.unsqueeze(1)
+    target = student.gather(1, index)
     torch.softmax(student.mul_(1 / temperature), -1, out=q)
     soft_lse = _logsumexp(student, q)
     log_q = student.gather(1, ids) - soft_lse
+    q_top = log_q.exp()
     q.scatter_(1, ids, 0)
     rest = q.sum(-1, keepdim=True).clamp_(min=torch.finfo(q.dtype).tiny)  # summed, as 1 - sum_K q would cancel
     p, residual = log_p[:, :-1].exp(), log_p[:, -1:].exp()
     divergence = (torch.xlogy(p, p) - p * log_q).sum(-1, keepdim=True) + torch.xlogy(residual, residual / rest)
-    q.scatter_(1, ids, log_q.exp())
+    q.scatter_(1, ids, q_top)
     hard, hard_sum, hard_lse = _hard_numerators(student, q, soft_lse, temperature)
     if settings.needs_gradient:
-        q.mul_(1 - residual / rest).scatter_(1, ids, log_q.exp() - p)
-        hard.mul_(settings.pl_weight / hard_sum).add_(q, alpha=settings.kl_weight * temperature)
-        hard.scatter_add_(1, labels.unsqueeze(1), torch.full_like(target, -settings.pl_weight))
+        scale, share = settings.kl_weight * temperature, settings.pl_weight / hard_sum
+        top = hard.gather(1, ids) * share + scale * (q_top - p)
+        hard.mul_(share).addcmul_(q, scale * (1 - residual / rest)).scatter_(1, ids, top)
+        hard.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
     return divergence.sum() * temperature**2, (hard_lse - target).sum()
 
 

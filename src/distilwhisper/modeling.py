@@ -166,6 +166,7 @@ class DistillationStep:
         encoder_states = self._encoder_states(student, batch)
         with (
             without_masks(student, self.teacher),
+            _sparse_embedding_gradient(student),
             _layer_outputs(student.model.decoder, range(len(self.matched_layers))) as student_layers,
         ):
             hidden = _decode(student, encoder_states, batch["decoder_input_ids"])
@@ -301,6 +302,22 @@ def _decode(model: Any, encoder_states: Tensor, decoder_input_ids: Tensor) -> Te
     output = model.model.decoder(input_ids=decoder_input_ids, encoder_hidden_states=encoder_states, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+@contextmanager
+def _sparse_embedding_gradient(student: Any) -> Iterator[None]:
+    """Have the embedding's gradient added to that of the head which it is tied to, row by row, on CPUs.
+
+    A dense one is a matrix of zeros of the vocabulary's size for the few tokens of a batch.
+    """
+    embedding = student.model.decoder.embed_tokens
+    tied = embedding.weight is student.proj_out.weight and embedding.weight.requires_grad
+    # On GPUs adding sparse rows is not deterministic; compiled models have dense gradients only.
+    embedding.sparse = tied and embedding.weight.device.type == "cpu" and not torch.compiler.is_compiling()
+    try:
+        yield
+    finally:
+        embedding.sparse = False
 
 
 @contextmanager
