@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TEACHER, tiny_whisper, tone
+from conftest import REPOSITORY, TEACHER, tiny_whisper, tone
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
@@ -407,9 +408,11 @@ def test_the_published_converter_of_whisper_cpp_takes_what_is_saved(other_kind, 
     model, processor = other_kind
     converted = whisper_cpp("convert-h5-to-ggml.py", other_kind_dir, tmp_path / "out")
     model.generation_config.save_pretrained(converted)  # which the check reads
-    report = check_parity(model, processor, converted, "ggml", dtype="float16", audio=TONES)
+    # It rounds biases and positions as well, which are exact in the files that we write.
+    report = check_parity(model, processor, converted, "ggml", dtype="bfloat16", audio=TONES)
     assert report.passed
-    assert report.logit_difference < 0.1 * report.logit_deviation
+    assert report.equal > 20
+    assert report.logit_difference < 0.3 * report.logit_deviation
 
 
 @pytest.mark.slow
@@ -477,8 +480,9 @@ def test_faster_whisper_gives_the_tokens_of_every_vocabulary(kind, tmp_path):
     off["suppress_tokens"] = [*model.generation_config.suppress_tokens]
     own = Transcriber(model, processor, language="en", max_new_tokens=20)
     for samples in map(filled, TONES):
-        segments = [*runtime.transcribe(samples, language="en", **off)[0]]
-        assert [token for segment in segments for token in segment.tokens] == own(samples).tokens
+        (segment,) = runtime.transcribe(samples, language="en", **off)[0]
+        assert len(segment.tokens) >= 10  # CTranslate2 takes half of the limit for the prompt
+        assert segment.tokens == own(samples).tokens[: len(segment.tokens)]
 
 
 @pytest.mark.slow
@@ -521,10 +525,19 @@ def test_teacher_and_assistant_generate_what_the_teacher_generates_alone(student
     teacher = WhisperForConditionalGeneration.from_pretrained(TEACHER, dtype=torch.float32)
     export_model(student_dir, "decoder-only", tmp_path / "assistant", dtype="float32", check=False)
     for directory in (tmp_path / "assistant", student_dir):  # a whole student, too, is loaded as its decoder
-        assistant = AutoModelForCausalLM.from_pretrained(directory)
+        assistant = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         assert type(assistant).__name__ == "WhisperForCausalLM"
         for samples in builtin_audio()[1][:2]:
             features = processor(samples, sampling_rate=16_000, return_tensors="pt").input_features
             alone = teacher.generate(features, language="en", task="transcribe")
             together = teacher.generate(features, language="en", task="transcribe", assistant_model=assistant)
             assert together.tolist() == alone.tolist()
+
+
+def test_the_readmes_snippet_of_speculative_decoding_gives_the_teachers_text(student_dir, processor, teacher, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = (block for block in blocks if "assistant_model" in block)
+    code = code.replace('"student"', repr(str(student_dir))).replace('"openai/whisper-large-v3"', repr(str(TEACHER)))
+    samples = builtin_audio()[1][0]
+    exec(code, {"samples": samples})
+    assert capsys.readouterr().out.strip() == Transcriber(teacher, processor, language="en")(samples).text

@@ -167,7 +167,7 @@ def test_snippet_of_the_card_runs_as_it_stands(format, hub, recordings, tmp_path
         (tmp_path / "node_modules").symlink_to(packages.resolve())
         soundfile.read(path, dtype="float32")[0].tofile(tmp_path / "audio.f32")
         head = 'import { env } from "@huggingface/transformers";\nimport { readFileSync } from "node:fs";\n'
-        head += f'env.remoteHost = "{hub.endpoint}/";\nenv.useFSCache = false;\n'
+        head += f'env.remoteHost = "{hub.endpoint}/";\nenv.cacheDir = "{tmp_path}/cache";\n'
         head += 'const samples = new Float32Array(new Uint8Array(readFileSync("audio.f32")).buffer);\n'
         (tmp_path / "snippet.mjs").write_text(head + code)
         command = ["node", "snippet.mjs"]
