@@ -256,6 +256,28 @@ def test_a_missing_package_is_one_sentence_that_says_what_to_install(tiny_dir, t
 # What others read: the traps of saved directories
 
 
+@pytest.mark.slow
+def test_the_vocabularies_of_the_tiny_models_are_openai_whispers(other_kind):
+    model, processor = other_kind
+    from whisper.tokenizer import get_tokenizer
+
+    size = model.config.vocab_size
+    theirs = get_tokenizer(size > 51_864, num_languages=100 if size == 51_866 else 99, language="en", task="transcribe")
+    rng = np.random.default_rng(0)
+    texts = [
+        "It's 3.5 %, naïve!",
+        " \n\tfoo  bar",
+        "你好，世界",
+        "🙂👩‍👩‍👧",
+        *("".join(map(chr, rng.integers(32, 55_000, 20))) for _ in range(200)),
+    ]
+    assert [processor.tokenizer(text, add_special_tokens=False).input_ids for text in texts] == [
+        *map(theirs.encode, texts)
+    ]
+    named = {name: number for name, number in theirs.special_tokens.items() if name != "<|nospeech|>"}
+    assert processor.tokenizer.convert_tokens_to_ids([*named]) == [*named.values()]
+
+
 def test_timestamps_are_decoded_where_they_are(student_dir):
     """They are counted from the last special token, which must be <|notimestamps|> after every reload."""
     tokenizer = WhisperProcessor.from_pretrained(student_dir).tokenizer
@@ -392,13 +414,14 @@ def whisper_cpp():
     needs("ggml")
     whisper = pytest.importorskip("whisper", reason="pip install 'distilwhisper[openai-whisper]'")
 
-    def run(script, source, output_dir):
+    def run(script, source, output_dir, *flags):
         output_dir.mkdir()
         repository = Path(whisper.__file__).parents[1]  # where it looks for whisper/assets
-        command = [sys.executable, Path(scripts, script), source, repository, output_dir]
+        command = [sys.executable, Path(scripts, script), source, repository, output_dir, *flags]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
-        return (output_dir / "ggml-model.bin").rename(output_dir / ggml.file_name()).parent
+        (file,) = output_dir.iterdir()
+        return file.rename(output_dir / ggml.file_name()).parent
 
     return run
 
@@ -429,6 +452,15 @@ def test_both_published_converters_of_whisper_cpp_keep_the_words_of_a_trained_mo
         model.generation_config.save_pretrained(converted)
         report = check_parity(model, processor, converted, "ggml", dtype="float16")
         assert (report.equal, report.undecided, report.audio) == (report.tokens, 0, "eSpeak NG")
+
+
+@pytest.mark.slow
+def test_a_runtime_that_aborts_is_an_error_and_no_end(tiny_dir, whisper_cpp, tmp_path):
+    """whisper.cpp does so on float32 convolutions, which its own converter writes on request."""
+    converted = whisper_cpp("convert-h5-to-ggml.py", tiny_dir, tmp_path / "out", "use-f32")
+    (converted / "generation_config.json").write_bytes((tiny_dir / "generation_config.json").read_bytes())
+    with pytest.raises(ExportError, match="ggml did not take the export: killed by SIGABRT"):
+        run_format("ggml", converted, [np.zeros((80, 500), np.float32)], [50_258], 5)
 
 
 @pytest.fixture(scope="module")
