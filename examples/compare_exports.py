@@ -1,15 +1,16 @@
-"""Export a model in every format and number type: size, speed on this machine, word error rate.
+"""Export a model in every format and number type: size, processor time on this machine, word error rate.
 
-python examples/compare_exports.py --model_dir outputs/demo/student --output_dir outputs/exports
-OMP_NUM_THREADS=1 taskset -c 0 python examples/compare_exports.py --model_dir outputs/demo/student     # on one core
+python examples/compare_exports.py --model_dir outputs/demo/distilled --output_dir outputs/exports
+OMP_NUM_THREADS=1 python examples/compare_exports.py --model_dir outputs/demo/distilled     # no thread waits for another
 python examples/compare_exports.py --model_dir distilled --data test_read/ --kinds ctranslate2:int8 transformers:float32
 
-Time is the median difference of two runs, all recordings in one batch and the first alone, for each further recording:
-the start of the runtime and loading are left out.
+Time is the processor's, summed over threads: what else the machine does hardly matters. It is the median difference of
+two runs, all recordings in one batch and the first alone, for each further recording: the start of the runtime and
+loading are left out.
 """
 
 import json
-import time
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -49,9 +50,10 @@ class Arguments:
 
 
 def seconds_of(call) -> float:
-    start = time.perf_counter()
+    """Return the processor time of a call and of the processes that it starts."""
+    before = os.times()
     call()
-    return time.perf_counter() - start
+    return sum(os.times()[:4]) - sum(before[:4])
 
 
 def measure(kind: str, args: Arguments, transcriber: Transcriber, audio: list, references: list[str]) -> dict:
@@ -102,7 +104,7 @@ def main() -> None:
         results.append(measure(kind, args, transcriber, audio, list(data[args.text_column])))
         # After each, for a run that is stopped.
         Path(args.output_dir, "comparison.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    rows = [["export", "size (MB)", "ms per recording", "WER (%)", "tokens as in Transformers"]]
+    rows = [["export", "size (MB)", "processor time of a recording (ms)", "WER (%)", "tokens as in Transformers"]]
     for result in results:
         numbers = (result["megabytes"], result["ms_per_recording"], 100 * result["wer"])
         equal = f"{result['equal']} of {result['tokens']}"

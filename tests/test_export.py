@@ -68,7 +68,7 @@ def trained_dir(request):
     """The teacher of the examples, and a trained student where the environment names one, such as the demo's."""
     directory = TEACHER if request.param == "teacher" else os.environ.get("DISTILWHISPER_STUDENT")
     if not directory:
-        pytest.skip("needs a trained student: DISTILWHISPER_STUDENT=outputs/demo/student")
+        pytest.skip("needs a trained student: DISTILWHISPER_STUDENT=outputs/demo/distilled")
     return directory
 
 

@@ -174,7 +174,7 @@ def test_transformers_js_in_node_gives_the_tokens_and_texts_of_transformers(
     if source == "student":
         directory = os.environ.get("DISTILWHISPER_STUDENT")
         if not directory:
-            pytest.skip("needs a trained student: DISTILWHISPER_STUDENT=outputs/demo/student")
+            pytest.skip("needs a trained student: DISTILWHISPER_STUDENT=outputs/demo/distilled")
         model = WhisperForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     transcriber = Transcriber(model, WhisperProcessor.from_pretrained(TEACHER), language="en", max_new_tokens=30)
     features, prompt = transcriber.extract_features(recordings), transcriber.tokens.prefix("en")
