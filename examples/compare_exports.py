@@ -1,7 +1,6 @@
 """Export a model in every format and number type: size, processor time on this machine, word error rate.
 
 python examples/compare_exports.py --model_dir outputs/demo/distilled --output_dir outputs/exports
-OMP_NUM_THREADS=1 python examples/compare_exports.py --model_dir outputs/demo/distilled     # no thread waits for another
 python examples/compare_exports.py --model_dir distilled --data test_read/ --kinds ctranslate2:int8 transformers:float32
 
 Time is the processor's, summed over threads: what else the machine does hardly matters. It is the median difference of
@@ -46,6 +45,7 @@ class Arguments:
     text_column: str = field(default="text", metadata={"help": "Column of the reference transcripts."})
     samples: int = field(default=50, metadata={"help": "How many of the recordings."})
     language: str = field(default="en", metadata={"help": "Their language."})
+    resume: bool = field(default=False, metadata={"help": "Go on where a run with these very options was stopped."})
     repeats: int = field(default=2, metadata={"help": "How often the time is taken."})
 
 
@@ -99,11 +99,12 @@ def main() -> None:
         ]
     data = data.select(range(min(args.samples, len(data))))
     audio = [load_audio(one, max_duration_s=transcriber.window_s) for one in data["audio"]]
-    results = []
+    file = Path(args.output_dir, "comparison.json")
+    results = json.loads(file.read_text(encoding="utf-8")) if args.resume and file.exists() else []
     for kind in args.kinds:
-        results.append(measure(kind, args, transcriber, audio, list(data[args.text_column])))
-        # After each, for a run that is stopped.
-        Path(args.output_dir, "comparison.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        if kind not in {result["kind"] for result in results}:
+            results.append(measure(kind, args, transcriber, audio, list(data[args.text_column])))
+            file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     rows = [["export", "size (MB)", "processor time of a recording (ms)", "WER (%)", "tokens as in Transformers"]]
     for result in results:
         numbers = (result["megabytes"], result["ms_per_recording"], 100 * result["wer"])
