@@ -1,14 +1,15 @@
-"""Export a model in several formats and number types: size, speed on this machine, word error rate.
+"""Export a model in every format and number type: size, processor time on this machine, word error rate.
 
-python examples/compare_exports.py --model_dir outputs/demo/student --output_dir outputs/exports
+python examples/compare_exports.py --model_dir outputs/demo/distilled --output_dir outputs/exports
 python examples/compare_exports.py --model_dir distilled --data test_read/ --kinds ctranslate2:int8 transformers:float32
 
-Time is the median difference of two runs, all recordings in one batch and the first alone, for each further recording:
-the start of the runtime and loading are left out.
+Time is the processor's, summed over threads: what else the machine does hardly matters. It is the median difference of
+two runs, all recordings in one batch and the first alone, for each further recording: the start of the runtime and
+loading are left out.
 """
 
 import json
-import time
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -22,7 +23,13 @@ from distilwhisper.metrics import count_normalized_errors
 from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
 from distilwhisper.tables import markdown_table
 
-KINDS = ["transformers:float32", "openai-whisper:float16", *(f"ctranslate2:{kind}" for kind in ("float32", "int8"))]
+KINDS = [
+    *(f"transformers:{kind}" for kind in ("float32", "float16")),
+    *(f"openai-whisper:{kind}" for kind in ("float32", "float16")),
+    *(f"ctranslate2:{kind}" for kind in ("float32", "float16", "int8")),
+    *(f"ggml:{kind}" for kind in ("float16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")),
+    *(f"onnx:{kind}" for kind in ("float32", "q8")),
+]
 
 
 @dataclass
@@ -38,13 +45,15 @@ class Arguments:
     text_column: str = field(default="text", metadata={"help": "Column of the reference transcripts."})
     samples: int = field(default=50, metadata={"help": "How many of the recordings."})
     language: str = field(default="en", metadata={"help": "Their language."})
-    repeats: int = field(default=3, metadata={"help": "How often the time is taken."})
+    resume: bool = field(default=False, metadata={"help": "Go on where a run with these very options was stopped."})
+    repeats: int = field(default=2, metadata={"help": "How often the time is taken."})
 
 
 def seconds_of(call) -> float:
-    start = time.perf_counter()
+    """Return the processor time of a call and of the processes that it starts."""
+    before = os.times()
     call()
-    return time.perf_counter() - start
+    return sum(os.times()[:4]) - sum(before[:4])
 
 
 def measure(kind: str, args: Arguments, transcriber: Transcriber, audio: list, references: list[str]) -> dict:
@@ -67,8 +76,11 @@ def measure(kind: str, args: Arguments, transcriber: Transcriber, audio: list, r
     pairs = zip(references, texts, strict=True)
     errors = sum((count_normalized_errors(*pair, normalize) for pair in pairs), ErrorCounts())
     times = [seconds_of(lambda: run(len(inputs))) - seconds_of(lambda: run(1)) for _ in range(args.repeats)]
+    parity = json.loads((export_dir / "parity.json").read_text(encoding="utf-8"))
     return {
         "kind": kind,
+        "tokens": parity["tokens"],
+        "equal": parity["equal"],
         "megabytes": sum(file.stat().st_size for file in export_dir.rglob("*") if file.is_file()) / 1e6,
         "ms_per_recording": 1000 * median(times) / (len(inputs) - 1),
         "wer": errors.wer,
@@ -87,13 +99,18 @@ def main() -> None:
         ]
     data = data.select(range(min(args.samples, len(data))))
     audio = [load_audio(one, max_duration_s=transcriber.window_s) for one in data["audio"]]
-    results = [measure(kind, args, transcriber, audio, list(data[args.text_column])) for kind in args.kinds]
-    rows = [["export", "size (MB)", "ms per recording", "WER (%)"]]
+    file = Path(args.output_dir, "comparison.json")
+    results = json.loads(file.read_text(encoding="utf-8")) if args.resume and file.exists() else []
+    for kind in args.kinds:
+        if kind not in {result["kind"] for result in results}:
+            results.append(measure(kind, args, transcriber, audio, list(data[args.text_column])))
+            file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    rows = [["export", "size (MB)", "processor time of a recording (ms)", "WER (%)", "tokens as in Transformers"]]
     for result in results:
         numbers = (result["megabytes"], result["ms_per_recording"], 100 * result["wer"])
-        rows.append([result["kind"], *(f"{number:.1f}" for number in numbers)])
+        equal = f"{result['equal']} of {result['tokens']}"
+        rows.append([result["kind"], *(f"{number:.1f}" for number in numbers), equal])
     print(markdown_table(rows))
-    Path(args.output_dir, "comparison.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

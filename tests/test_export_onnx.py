@@ -1,6 +1,7 @@
 """ONNX files in onnxruntime, in this process, and in Transformers.js, in Node."""
 
 import json
+import os
 import shutil
 import subprocess
 
@@ -140,26 +141,47 @@ def transformers_js(tmp_path):
         command = ["node", "transformers_js.mjs", "request.json"]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout.splitlines()[-1])
+        found = json.loads(result.stdout.splitlines()[-1])
+        end = json.loads((tmp_path / name / "generation_config.json").read_text())["eos_token_id"]
+        return {**found, "tokens": [ids[: ids.index(end)] if end in ids else ids for ids in found["tokens"]]}
 
     return run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "layers"), [("float32", 16), ("float32", 2), ("q8", 16)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_js_in_node_gives_the_tokens_of_every_vocabulary(kind, tmp_path, transformers_js):
+    model, processor = model_and_processor(kind, decoder_layers=3)
+    onnx_format.write(model, processor, tmp_path / "tiny")
+    features, prompt = (
+        torch.randn(2, model.config.num_mel_bins, 100),
+        WhisperTokens.from_tokenizer(processor.tokenizer).prefix("en"),
+    )
+    own = generate_tokens(model, [prompt] * 2, input_features=features, max_new_tokens=30)
+    found = transformers_js("tiny", "fp32", features.numpy(), prompt, [], {})
+    assert found["tokens"] == own.ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "source"),
+    [("float32", "teacher"), ("q8", "teacher"), ("float32", "untrained"), ("float32", "student"), ("q8", "student")],
+)
 def test_transformers_js_in_node_gives_the_tokens_and_texts_of_transformers(
-    dtype, layers, teacher, recordings, tmp_path, transformers_js
+    dtype, source, teacher, recordings, tmp_path, transformers_js
 ):
-    model = create_student(teacher, layers)
+    model = create_student(teacher, 2) if source == "untrained" else teacher
+    if source == "student":
+        directory = os.environ.get("DISTILWHISPER_STUDENT")
+        if not directory:
+            pytest.skip("needs a trained student: DISTILWHISPER_STUDENT=outputs/demo/distilled")
+        model = WhisperForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
     transcriber = Transcriber(model, WhisperProcessor.from_pretrained(TEACHER), language="en", max_new_tokens=30)
     features, prompt = transcriber.extract_features(recordings), transcriber.tokens.prefix("en")
     own = generate_tokens(model, [prompt] * len(features), input_features=features, max_new_tokens=30)
-    (tmp_path / "student").mkdir()
     onnx_format.write(model, transcriber.processor, tmp_path / "student", dtype=dtype)
     named = {"float32": "fp32", "q8": "q8"}[dtype]
     options = {"language": "en", "max_new_tokens": 30}
     found = transformers_js("student", named, features.numpy(), prompt, recordings, options)
-    end = transcriber.tokens.end_of_text
-    tokens = [ids[: ids.index(end)] if end in ids else ids for ids in found["tokens"]]
-    assert tokens == own.ids
+    assert found["tokens"] == own.ids
     assert [text.strip() for text in found["texts"]] == [transcript.text for transcript in transcriber(recordings)]

@@ -23,6 +23,9 @@ def processor_and_generation_config(size, mels, window_s):
     tokenizer = recipe.build_tokenizer(assets.with_suffix(".tiktoken").read_bytes(), TEACHER / "normalizer.json")
     assert len(tokenizer) == size
     generation = recipe.generation_config(tokenizer)
+    # As in the published models; openai-whisper never gives these tokens, whatever the model wants.
+    names = "startoftranscript translate transcribe startoflm startofprev nocaptions".split()
+    generation.suppress_tokens = tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in names])
     if size == 51_864:
         generation.is_multilingual = False
         del generation.lang_to_id, generation.task_to_id

@@ -70,11 +70,12 @@ def time_tokens(
     times = []
     for weights, prefix, text, duration_s in zip(attention, prefixes, texts, durations_s, strict=True):
         frames = min(max(1, round(duration_s / TIMESTAMP_STEP_S)), weights.shape[-1])
+        # Normalised over the prefix and the end of text too, as openai-whisper and CTranslate2 do: equal times.
+        likely = weights[:, : len(prefix) + len(text) + 1, :frames].softmax(-1)
+        likely = (likely - likely.mean(1, keepdim=True)) / likely.std(1, keepdim=True, unbiased=False).clamp(min=1e-9)
         # From the state that writes the first token to the one that writes the end of text.
         rows = slice(len(prefix) - 1, len(prefix) + len(text))
-        likely = weights[:, rows, :frames].softmax(-1)
-        likely = (likely - likely.mean(1, keepdim=True)) / likely.std(1, keepdim=True, unbiased=False).clamp(min=1e-9)
-        starts = path_starts(-_smooth(likely).mean(0).double().cpu().numpy()) * TIMESTAMP_STEP_S
+        starts = path_starts(-_smooth(likely).mean(0)[rows].double().cpu().numpy()) * TIMESTAMP_STEP_S
         times.append(list(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)))
     return times
 

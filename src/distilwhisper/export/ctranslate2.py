@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from distilwhisper.export.formats import check_dtype
+
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -35,8 +37,7 @@ def write(
 
     from distilwhisper.export.transformers import write as write_transformers
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    check_dtype(dtype, DTYPES)
     # Without preprocessor_config.json faster-whisper takes every model for one of 80 mel bins and a window of 30 s.
     copied = ["tokenizer.json", "preprocessor_config.json"]
     with TemporaryDirectory(dir=output_dir.parent) as folder:

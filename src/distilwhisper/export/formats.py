@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,6 +13,20 @@ from typing import Any
 
 class ExportError(RuntimeError):
     """An export that could not be written, or that does not do what the model does."""
+
+
+def check_dtype(dtype: str, allowed: Collection[str]) -> None:
+    """Refuse a number type that a format does not have.
+
+    Args:
+        dtype: The number type or quantisation.
+        allowed: Those of the format.
+
+    Raises:
+        ValueError: If it is not among them.
+    """
+    if dtype not in allowed:
+        raise ValueError(f"dtype must be one of {', '.join(allowed)}, not {dtype!r}")
 
 
 @dataclass(frozen=True)

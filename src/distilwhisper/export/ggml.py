@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from datasets.utils import tqdm
 
-from distilwhisper.export.formats import ExportError
-from distilwhisper.export.greedy import GreedyRules, greedy
+from distilwhisper.export.formats import ExportError, check_dtype
+from distilwhisper.export.greedy import GreedyRules, forced_logits, greedy
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
@@ -58,8 +58,7 @@ def write(
     """
     from distilwhisper.tokens import WhisperTokens
 
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    check_dtype(dtype, DTYPES)
     tokens = WhisperTokens.from_tokenizer(processor.tokenizer)
     _refuse(model, tokens, dtype)
     if (window_s := model.config.max_source_positions / 50) != 30:
@@ -185,9 +184,7 @@ def logits(export_dir: Path, features: Array, prompt: list[int], tokens: list[li
         found = []
         for recording, ids in zip(features, tokens, strict=True):
             runtime.encode(recording)
-            steps = [runtime.decode(prompt, 0)]
-            steps += [runtime.decode([token], len(prompt) + past) for past, token in enumerate(ids)]
-            found.append(np.stack(steps))
+            found.append(forced_logits(runtime.decode, prompt, ids))
         return found
 
 

@@ -60,3 +60,16 @@ def greedy(decode: Decode, prompt: list[int], max_new_tokens: int, rules: Greedy
         if ids[-1] == rules.end_of_text:
             return ids[:-1]
     return ids
+
+
+def forced_logits(decode: Decode, prompt: list[int], tokens: list[int]) -> npt.NDArray[Any]:
+    """Return the logits behind a prompt and each of the tokens that follow it, ``[tokens + 1, vocabulary]``.
+
+    Args:
+        decode: As for :func:`greedy`.
+        prompt: Ids that open the transcript.
+        tokens: Its ids.
+    """
+    steps = [decode(prompt, 0)]
+    steps += [decode([token], len(prompt) + past) for past, token in enumerate(tokens)]
+    return np.stack(steps)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from distilwhisper.export.formats import ExportError
-from distilwhisper.export.greedy import GreedyRules, greedy
+from distilwhisper.export.formats import ExportError, check_dtype
+from distilwhisper.export.greedy import GreedyRules, forced_logits, greedy
 
 if TYPE_CHECKING:
     import onnx
@@ -48,15 +48,14 @@ def write(
     """
     from distilwhisper.student import save_processor
 
-    if dtype not in SUFFIXES:
-        raise ValueError(f"dtype must be one of {', '.join(SUFFIXES)}, not {dtype!r}")
+    check_dtype(dtype, SUFFIXES)
     if model.config.activation_function != "gelu" or model.config.scale_embedding:
         raise ExportError("the ONNX graphs compute gelu and do not scale embeddings; this model was trained otherwise")
     try:
         from distilwhisper.export.graphs import decoder_graph, encoder_graph
     except ImportError as error:
         raise ImportError(f"this format is written with the package onnx, which is missing: {_INSTALL}") from error
-    (output_dir / "onnx").mkdir(exist_ok=True)
+    (output_dir / "onnx").mkdir(parents=True, exist_ok=True)
     external = {}
     decoder = partial(decoder_graph, shared_head=dtype != "q8")
     for stem, build in (("encoder_model", encoder_graph), ("decoder_model_merged", decoder)):
@@ -110,9 +109,7 @@ def logits(export_dir: Path, features: Array, prompt: list[int], tokens: list[li
     runtime, found = _Runtime(export_dir), []
     for recording, ids in zip(features, tokens, strict=True):
         runtime.encode(recording)
-        steps = [runtime.decode(prompt, 0)]
-        steps += [runtime.decode([token], len(prompt) + past) for past, token in enumerate(ids)]
-        found.append(np.stack(steps))
+        found.append(forced_logits(runtime.decode, prompt, ids))
     return found
 
 

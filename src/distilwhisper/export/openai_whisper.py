@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from distilwhisper.export.formats import ExportError
+from distilwhisper.export.formats import ExportError, check_dtype
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
@@ -62,8 +62,7 @@ def write(
         ExportError: If the package's model cannot hold the weights.
         ValueError: For another number type.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    check_dtype(dtype, DTYPES)
     if not torch.equal(model.proj_out.weight, model.model.decoder.embed_tokens.weight):
         raise ExportError("openai-whisper has one matrix for token embeddings and output, but this model has two")
     config = model.config

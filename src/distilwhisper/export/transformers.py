@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from distilwhisper.export.formats import check_dtype
 from distilwhisper.generation import encode, forced_logits, generate_tokens
 from distilwhisper.student import save_processor
 
@@ -37,8 +38,7 @@ def cast(model: WhisperForConditionalGeneration, dtype: str) -> WhisperForCondit
     Raises:
         ValueError: For another number type.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    check_dtype(dtype, DTYPES)
     return model if dtype == "auto" else copy.deepcopy(model).to(getattr(torch, dtype))
 
 
