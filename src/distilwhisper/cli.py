@@ -32,6 +32,8 @@ COMMANDS = {
     "evaluate": "measure word error rates and speed, beside the teacher's",
     "transcribe": "turn recordings of any length into text",
     "export": "write a model for another runtime, and check it there",
+    "report": "make a page with plots of what evaluate measured",
+    "demo": "do all of this once on synthesised speech, in minutes",
     "env": "show what this machine has, and what to install",
 }
 """Command to summary; the module of a command has its name, with underscores."""
