@@ -13,11 +13,14 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from distilwhisper.help_pages import HelpFormatter, arrange
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
@@ -38,13 +41,11 @@ COMMANDS = {
 }
 """Command to summary; the module of a command has its name, with underscores."""
 
+HELP_ALL = {"--help_all", "--help-all"}
+
 
 class UsageError(Exception):
     """Options that cannot be meant as they are."""
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written, and the defaults of the options."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,16 +114,20 @@ def build_parser(name: str, module: ModuleType, arguments: Sequence[str]) -> HfA
     from transformers import HfArgumentParser  # not at the top: `distilwhisper --help` should be there at once
 
     parser = HfArgumentParser(
-        module.OPTIONS, prog=f"distilwhisper {name}", description=module.__doc__, formatter_class=_Formatter
+        module.OPTIONS, prog=f"distilwhisper {name}", description=module.__doc__, formatter_class=HelpFormatter
     )
     parser.add_argument("--config_file", "--config-file", help="YAML or JSON file with options; flags win over it.")
     if "--debug" not in parser._option_string_actions:
         parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    own = {name for kind in module.OPTIONS for name in vars(kind)["__annotations__"]}
+    if any(field.name not in own for kind in module.OPTIONS for field in fields(kind)):
+        parser.add_argument("--help_all", "--help-all", action="help", help="Explain every option of Transformers too.")
+        arrange(parser, {*own, "help", "help_all", "config_file"}, everything=bool(HELP_ALL & set(arguments)))
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config_file", "--config-file")
     path = early.parse_known_args(arguments)[0].config_file
     values = read_options(Path(path)) if path else {}
-    known = {action.dest for action in parser._actions} - {"help", "config_file", "debug"}
+    known = {action.dest for action in parser._actions} - {"help", "help_all", "config_file", "debug"}
     if unknown := sorted(set(values) - known):
         raise UsageError(f"{path} has the unknown option {unknown[0]!r}; see distilwhisper {name} --help")
     if hasattr(module, "defaults"):

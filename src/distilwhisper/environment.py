@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from distilwhisper.tables import Shown
+
 REQUIRED = ("distilwhisper", "torch", "transformers", "accelerate", "datasets", "evaluate", "jiwer", "safetensors")
 OPTIONAL = {
     "espeakng-loader": ("demo", "the demo's synthetic speech"),
@@ -31,7 +33,7 @@ GIB = 2**30
 
 
 @dataclass
-class Environment:
+class Environment(Shown):
     """What was found; ``print(environment)`` shows tables.
 
     Attributes:

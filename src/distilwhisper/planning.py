@@ -16,7 +16,7 @@ from distilwhisper.costs import (
     step_cost,
     teacher_cache_bytes,
 )
-from distilwhisper.tables import text_table
+from distilwhisper.tables import html_table, text_table
 
 GIB = 2**30
 LABEL_BYTES = 2_000
@@ -64,12 +64,21 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
+        return f"{text_table(self._rows())}\n\n{self._notes()}"
+
+    def _repr_html_(self) -> str:
+        return f"<div>{html_table(self._rows())}<div>{self._notes()}</div></div>"
+
+    def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("stage", "PFLOP", "hours", "memory, GiB", "disk, GiB")]
         for one in self.stages:
             numbers = (one.flops / 1e15, one.hours, one.memory_gib, one.disk_gib)
             rows.append((one.name, *(f"{number:,.3g}" if number < 100 else f"{number:,.0f}" for number in numbers)))
+        return rows
+
+    def _notes(self) -> str:
         speed = f"{self.windows:,} windows, at {self.flops_per_s / 1e9:,.0f} GFLOP/s of matrix products"
-        return f"{text_table(rows)}\n\n{speed}. Hours assume that nothing else holds the machine up: reckon with twice."
+        return f"{speed}. Hours assume that nothing else holds the machine up: reckon with twice."
 
 
 def measure_flops(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from distilwhisper.metrics import ErrorCounts, count_repeated_ngrams
 from distilwhisper.significance import Interval, word_error_interval
+from distilwhisper.tables import Shown
 
 _COUNTS = ("orthographic", "characters", "empty_references")
 
@@ -157,7 +158,7 @@ class SetResult:
 
 
 @dataclass
-class EvaluationResult:
+class EvaluationResult(Shown):
     """The results on all test sets; ``print(result)`` shows a Markdown table.
 
     Attributes:
