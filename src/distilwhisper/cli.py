@@ -12,8 +12,9 @@ import errno
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,9 @@ COMMANDS = {
     "env": "show what this machine has, and what to install",
 }
 """Command to summary; the module of a command has its name, with underscores."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_IN_WORDS = ("No space left on device", "PytorchStreamWriter failed writing file")
 
 HELP_ALL = {"--help_all", "--help-all"}
 
@@ -98,7 +102,8 @@ def run(name: str, arguments: Sequence[str]) -> str | None:
     parser = build_parser(name, module, arguments)
     *options, _, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
-        raise UsageError(f"there is no option {unknown[0]}; see distilwhisper {name} --help")
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise UsageError(f"there is no option {unknown[0]}{_nearest(unknown[0], known)}")
     printed: str | None = module.run(*options)
     return printed
 
@@ -129,7 +134,7 @@ def build_parser(name: str, module: ModuleType, arguments: Sequence[str]) -> HfA
     values = read_options(Path(path)) if path else {}
     known = {action.dest for action in parser._actions} - {"help", "help_all", "config_file", "debug"}
     if unknown := sorted(set(values) - known):
-        raise UsageError(f"{path} has the unknown option {unknown[0]!r}; see distilwhisper {name} --help")
+        raise UsageError(f"{path} has the unknown option {unknown[0]!r}{_nearest(unknown[0], known)}")
     if hasattr(module, "defaults"):
         values = {**module.defaults(arguments, values), **values}
     given = {word.partition("=")[0] for word in arguments}
@@ -164,11 +169,25 @@ def read_options(path: Path) -> dict[str, Any]:
 
 def explain(error: BaseException) -> str:
     """Return the message of an error on one line, with what to do where the message itself does not say it."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if _is_full(error):
         return "the disk is full: free some space and run the same command again, what is done is kept"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Return whether a disk without room is behind an error; not all libraries say so by its number."""
+    if error is None:
+        return False
+    numbered = isinstance(error, OSError) and error.errno in _FULL
+    said = any(words in str(error) for words in _FULL_IN_WORDS)
+    return numbered or said or _is_full(error.__cause__ or error.__context__)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = get_close_matches(word.partition("=")[0], known, 1)
+    return f"; did you mean {near[0]}?" if near else "; --help lists the options"
 
 
 def _without_bare_debug(flags: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from datasets import DatasetDict, load_from_disk
-from transformers import ProgressCallback, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import ProgressCallback, WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.arguments import DistillationTrainingArguments
 from distilwhisper.benchmarks import measure_latencies
@@ -27,6 +27,7 @@ from distilwhisper.checkpoints import last_checkpoint
 from distilwhisper.evaluation import evaluate
 from distilwhisper.filtering import WERFilter
 from distilwhisper.modeling import matched_teacher_layers
+from distilwhisper.models import load_config
 from distilwhisper.pseudo_labels import PseudoLabeler
 from distilwhisper.report_sections import describe_dataset
 from distilwhisper.reports import DistillationReport, ModelResult
@@ -82,7 +83,8 @@ class Demonstration:
         say: Called with each line for the user: names of the stages, reports.
 
     Raises:
-        FileNotFoundError: If the embedded teacher is wanted where it is not.
+        FileNotFoundError: If the teacher is not there.
+        ValueError: If it is no Whisper, or has fewer layers than the student is to have.
     """
 
     def __init__(self, config: DemoConfig, say: Callable[[str], object]) -> None:
@@ -92,7 +94,7 @@ class Demonstration:
                 "package: run this in a clone of the repository, or pass --teacher openai/whisper-tiny.en, which is "
                 "downloaded from the Hub, or the path of another Whisper"
             )
-        self.config, self.say = config, say
+        self.config, self.say, self.layers = config, say, student_layers(config)
         self.stages = Stages(config.output_dir, lambda name: say(f"\n== {name}"))
         self.started = time.perf_counter()
 
@@ -120,7 +122,7 @@ class Demonstration:
     def student(self) -> Path:
         """The student before training."""
         self.corpus  # noqa: B018  made before
-        teacher, layers = self.config.teacher, student_layers(self.config)
+        teacher, layers = self.config.teacher, self.layers
 
         def make(folder: Path) -> None:
             student = create_student(teacher, decoder_layer_indices=layers, dtype=torch.float32)
@@ -261,7 +263,7 @@ def student_layers(config: DemoConfig) -> list[int]:
     ``spaced`` is the paper's choice, the first and the last of all. ``blocks`` takes the last of each of as many blocks
     as the student has layers; from there it makes fewer mistakes on voices that nobody has heard.
     """
-    total = WhisperConfig.from_pretrained(config.teacher).decoder_layers
+    total = load_config(config.teacher).decoder_layers
     if config.layers == "spaced":
         return list(spaced_layer_indices(total, config.decoder_layers))
     return matched_teacher_layers(config.decoder_layers, total)

@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass, field, replace
 
 import torch
-from transformers import WhisperConfig
 
 from distilwhisper.costs import WhisperShape
+from distilwhisper.models import load_config
 from distilwhisper.planning import measure_flops, plan_distillation
 
 
@@ -39,7 +39,7 @@ OPTIONS = (Arguments,)
 
 def run(args: Arguments) -> str:
     """Return the plan."""
-    teacher = WhisperShape.from_config(WhisperConfig.from_pretrained(args.teacher))
+    teacher = WhisperShape.from_config(load_config(args.teacher))
     dtype = getattr(torch, args.dtype)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     plan = plan_distillation(
