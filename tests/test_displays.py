@@ -7,7 +7,7 @@ import pytest
 from conftest import audio_dataset, encoded, tiny_whisper, tone
 from datasets import Dataset
 
-from distilwhisper import DistillationTrainer, DistillationTrainingArguments, LabelFilter, WERFilter
+from distilwhisper import DistillationTrainer, DistillationTrainingArguments, LabelFilter, LabelRules, WERFilter
 from distilwhisper.benchmarks import LatencyComparison, LatencyResult
 from distilwhisper.charts import Chart
 from distilwhisper.costs import WhisperShape
@@ -41,12 +41,11 @@ def labelled():
     return Dataset.from_dict({"text": texts, "whisper_transcript": labels, "duration_s": [3600.0] * 3})
 
 
-@pytest.mark.parametrize("kind", [WERFilter, LabelFilter])
-def test_a_filter_shows_its_rule_and_then_what_it_kept(labelled, kind):
-    label_filter = kind()
+@pytest.mark.parametrize("label_filter", [WERFilter(), LabelFilter(LabelRules(max_repetition=0.3))], ids=type)
+def test_a_filter_shows_its_rule_and_then_what_it_kept(labelled, label_filter):
     assert "has filtered nothing yet" in shown(label_filter)
     label_filter.filter(labelled)
-    assert kind.__name__ in shown(label_filter)
+    assert type(label_filter).__name__ in shown(label_filter)
     assert "has filtered nothing yet" not in shown(label_filter)
 
 
