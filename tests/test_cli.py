@@ -172,4 +172,4 @@ def test_environment_names_devices_kernels_and_what_to_install(capsys):
     assert "flash_attention_2" in found["attention"]
     for name, version in found["packages"].items():
         assert name in text
-        assert version or "pip install distilwhisper[" in text
+        assert version or "pip install 'distilwhisper[" in text
