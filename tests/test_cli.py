@@ -78,6 +78,30 @@ def test_help_lists_every_option_with_a_sentence_and_an_example(name, capsys):
     assert [option.name for option in fields(module.OPTIONS[0]) if not option.metadata.get("help")] == []
 
 
+def test_help_of_train_fits_and_the_rare_options_are_explained_when_asked(capsys):
+    pages = {}
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", flag])
+        assert stop.value.code == 0
+        pages[flag] = capsys.readouterr().out
+    assert len(pages["--help"].splitlines()) < 130
+    assert "--adam_beta1 X" not in pages["--help"]
+    assert "--adam_beta1 X" in pages["--help_all"]
+    assert pages["--help"].index("--kl_weight X") < pages["--help"].index("--max_steps N")
+    assert "--student TEXT --train TEXT [OPTIONS]" in pages["--help"]
+    assert "--freeze_encoder, --no_freeze_encoder" in pages["--help"]
+
+
+def test_a_misspelt_option_is_told_with_the_nearest(tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text("treshold: 0.2")
+    for arguments in (["--treshold", "1"], ["--config_file", str(tmp_path / "options.yaml")]):
+        with pytest.raises(SystemExit) as stop:
+            main(["filter", "--dataset", "x", "--output_dir", "y", *arguments])
+        assert stop.value.code == 2
+        assert re.search("did you mean (--)?threshold[?]", capsys.readouterr().err)
+
+
 def test_unknown_command_and_option_are_told_with_exit_code_2(capsys):
     for arguments in (["distil"], ["filter", "--dataset", "x", "--output_dir", "y", "--treshold", "0.1"]):
         with pytest.raises((SystemExit, ValueError)) as stop:

@@ -10,6 +10,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
+import distilwhisper
 from distilwhisper.cli import COMMANDS, main
 
 
@@ -39,6 +40,8 @@ def run(arguments, without):
 
 
 if __name__ == "__main__":
+    for name in distilwhisper.__all__:
+        getattr(distilwhisper, name)
     for name in COMMANDS:
         import_module(f"distilwhisper.commands.{name.replace('-', '_')}")
     cases = json.loads(Path(sys.argv[1]).read_text())

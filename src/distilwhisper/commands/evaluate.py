@@ -10,11 +10,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distilwhisper.benchmarks import compare_latency
-from distilwhisper.evaluation import evaluate
 from distilwhisper.evaluation_files import evaluation_document
 from distilwhisper.loading import load_named
-from distilwhisper.transcription import Transcriber
 
 
 @dataclass
@@ -38,6 +35,10 @@ OPTIONS = (Arguments,)
 
 def run(args: Arguments) -> str:
     """Evaluate one model, or two side by side; return the tables."""
+    from distilwhisper.benchmarks import compare_latency
+    from distilwhisper.evaluation import evaluate
+    from distilwhisper.transcription import Transcriber
+
     sets = load_named(args.data)
     paths = {"teacher": args.teacher, "student": args.model} if args.teacher else {"student": args.model}
     models = {

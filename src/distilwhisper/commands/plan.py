@@ -13,11 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from distilwhisper.costs import WhisperShape
-from distilwhisper.models import load_config
-from distilwhisper.planning import measure_bandwidth, measure_flops, plan_distillation
 
 
 @dataclass
@@ -51,6 +47,11 @@ OPTIONS = (Arguments,)
 
 def run(args: Arguments) -> str:
     """Return the plan."""
+    import torch
+
+    from distilwhisper.models import load_config
+    from distilwhisper.planning import measure_bandwidth, measure_flops, plan_distillation
+
     teacher = WhisperShape.from_config(load_config(args.teacher))
     dtype = getattr(torch, args.dtype)
     device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
