@@ -71,13 +71,9 @@ def read_report(
         return DistillationReport.from_json(json.dumps(document))
     models = document.get("models")
     if models is None:
-        raise ValueError(
-            f"{path} holds no results; give what `distilwhisper evaluate --output` wrote, or a results.json"
-        )
+        raise ValueError(f"{path} holds no results; give what evaluate --output wrote, or the results.json of a report")
     if len(models) < 2:
-        raise ValueError(
-            f"{path} holds one model only; evaluate it beside its teacher: distilwhisper evaluate --teacher"
-        )
+        raise ValueError(f"{path} holds one model alone; evaluate it beside its teacher, with evaluate --teacher")
     names = list(models[0]["wer"])
     if unknown := [name for name in out_of_distribution if name not in names]:
         raise ValueError(f"{path} has no set {unknown[0]!r}, only {', '.join(names)}")

@@ -68,7 +68,7 @@ def text_as_html(text: str) -> str:
     parts = []
     for is_table, lines in groupby(text.splitlines(), lambda line: line.startswith("|")):
         if is_table:
-            parts.append(html_table([_cells(line) for line in lines if not line.startswith("|:")]))
+            parts.append(html_table([_cells(line) for line in lines if set(line) - set("|:- ")]))
         else:
             parts += [f"<div>{escape(line)}</div>" for line in lines if line]
     return "<div>" + "".join(parts) + "</div>"
