@@ -55,7 +55,7 @@ filter --dataset labels --output_dir x --plots @matplotlib                  1  p
 {TRAIN} --train labels --teacher ./nope --output_dir x                      1  ./nope does not exist
 {TRAIN} --train ./nope --teacher teacher --output_dir x                     1  ./nope does not exist
 {TRAIN} --train labels --teacher bert --output_dir x                        1  {NO_WHISPER}
-{TRAIN} --train labels --output_dir x                                       1  --kl_weight 0
+{TRAIN} --train labels --output_dir x                                       1  pass --teacher, or --kl_weight 0
 {TRAIN} --train texts --teacher teacher --output_dir x                      1  {NO_AUDIO}
 {TRAIN} --train labels --teacher teacher --output_dir full/distilled        1  {FULL}
 {TRAIN} --train labels --teacher teacher --output_dir x --report_to wandb @wandb  1  wandb
@@ -71,13 +71,13 @@ transcribe --model bert --audio labels                                      1  {
 transcribe --model student --audio texts                                    1  {NO_AUDIO}
 transcribe --model student --audio labels --output full/lines.jsonl         1  {FULL}
 export --model_dir student --format tape --output_dir x                     1  tape
-export --model_dir ./nope --format transformers --output_dir x              1  ./nope does not exist
-export --model_dir bert --format transformers --output_dir x                1  {NO_WHISPER}
+export --model_dir ./nope --format transformers --output_dir new              1  ./nope does not exist
+export --model_dir bert --format transformers --output_dir new                1  {NO_WHISPER}
 export --model_dir student --format transformers --output_dir x --data texts  1  {NO_AUDIO}
 export --model_dir student --format transformers --output_dir full/export   1  {FULL}
 export --model_dir student --format ctranslate2 --output_dir x @ctranslate2  1  pip install 'distilwhisper[ctranslate2]'
 report --results results.json                                               2  required: --output_dir
-report --results ./nope.json --output_dir x                                 1  ./nope.json does not exist
+report --results nope.json --output_dir x                                   1  nope.json does not exist
 report --results teacher/config.json --output_dir x                         1  holds no results
 report --results results.json --output_dir x --out_of_distribution noise    1  no set 'noise', only read
 report --results results.json --output_dir full/report                      1  {FULL}
