@@ -213,6 +213,7 @@ class Demonstration:
             generation_max_length=MAX_NEW_TOKENS,
             language="en",
             report_to="none",
+            disable_tqdm=False,  # whatever the level of Transformers' log: the bar says what its lines would
             seed=config.seed,
             data_seed=config.seed,
         )

@@ -158,7 +158,8 @@ def plan_distillation(
     Raises:
         ValueError: If a number is not positive.
     """
-    given = {"hours": hours, "steps": steps, "batch_size": batch_size, "flops_per_s": flops_per_s, "window_s": window_s}
+    given: dict[str, float | None] = {"hours": hours, "steps": steps, "window_s": window_s}
+    given |= {"batch_size": batch_size, "flops_per_s": flops_per_s}
     given |= {"tokens": tokens, "label_batch_size": label_batch_size, "bytes_per_s": bytes_per_s}
     for name, value in given.items():
         if value is not None and value <= 0:

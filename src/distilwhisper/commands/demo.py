@@ -11,6 +11,7 @@ was stopped goes on where it was; a run with other settings repeats the stages t
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import transformers
@@ -23,6 +24,7 @@ OPTIONS = (DemoConfig,)
 def run(config: DemoConfig) -> str:
     """Run the stages; return the table, and where the page is."""
     transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("distilwhisper").setLevel(logging.WARNING)  # the stages say what their reports hold
     report, page = Demonstration(config, _say).run()
     return f"\n{report}\n\nTable: {page.with_name('results.md')}\nPage with plots: {page}"
 
