@@ -99,6 +99,7 @@ def run(name: str, arguments: Sequence[str]) -> str | None:
     module = import_module(f"distilwhisper.commands.{name.replace('-', '_')}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("distilwhisper").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").propagate = False  # it writes its warnings itself
     parser = build_parser(name, module, arguments)
     *options, _, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
