@@ -51,8 +51,8 @@ FLOORS = [
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
-    *"audio charts checkpoints cli costs dataset_filters environment evaluation_files export export.ctranslate2".split(),
-    *"export.formats export.ggml export.greedy export.onnx export.runtimes".split(),
+    *"audio charts checkpoints cli costs dataset_filters environment evaluation_files export".split(),
+    *"export.ctranslate2 export.formats export.ggml export.greedy export.onnx export.runtimes".split(),
     *"filter_reports filtering grammar hub label_rules label_scores label_store labels loading".split(),
     *"help_pages metrics model_card normalizers pages pieces plots references report_sections reports results".split(),
     *"row_files row_sources scoring segmentation shards significance stages synthesis tables".split(),
