@@ -23,7 +23,9 @@ def execute(name, **parameters):
     settings = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
     (place,) = (number for number, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", []))
     book.cells.insert(place + 1, nbformat.v4.new_code_cell(settings))
-    client = nbclient.NotebookClient(book, timeout=300, resources={"metadata": {"path": str(FOLDER)}})
+    client = nbclient.NotebookClient(
+        book, timeout=600, startup_timeout=300, resources={"metadata": {"path": str(FOLDER)}}
+    )
     client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1"})
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     printed = [output["text"] for output in outputs if output["output_type"] == "stream"]
