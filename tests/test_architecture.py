@@ -19,15 +19,16 @@ MODULES = [name for name in FILES if name != "__init__"]
 COMMANDS = [name for name in MODULES if name.split(".")[0] == "commands"]
 
 FLOORS = [
+    ["tables"],
     [
         *"arguments attention audio charts checkpoints costs divergences environment export.formats".split(),
-        *"export.graphs export.greedy grammar hub labels models normalizers row_files shards stages".split(),
-        *"stepping tables token_rules tokens top_k worklist".split(),
+        *"export.graphs export.greedy grammar help_pages hub labels models normalizers row_files shards stages".split(),
+        *"stepping token_rules tokens top_k worklist".split(),
     ],
     [
         *"batches beam_search cache collator export.openai_whisper export.runtimes fused_loss".split(),
         *"label_joining loading metrics pages pieces planning plots references row_sources segments".split(),
-        *"spectrograms student synthesis voice_activity".split(),
+        *"spectrograms student synthesis trainer_displays voice_activity".split(),
     ],
     [
         *"export.ggml export.onnx filter_reports generation label_rules label_store losses packing".split(),
@@ -41,8 +42,8 @@ FLOORS = [
     "chunking filtering longform model_card transcripts".split(),
     ["transcription"],
     "alignment batch_transcription benchmarks caching evaluation export.parity".split(),
-    "export.exporting pseudo_labels".split(),
-    ["export"],
+    "evaluation_files export.exporting pseudo_labels".split(),
+    ["demonstration", "export"],
     COMMANDS,
     ["cli"],
     ["__main__"],
@@ -50,10 +51,10 @@ FLOORS = [
 """A module imports only from floors below its own."""
 
 WITHOUT_TORCH = [
-    *"audio charts checkpoints cli costs dataset_filters environment export export.ctranslate2".split(),
-    *"export.formats export.ggml export.greedy export.onnx export.runtimes".split(),
+    *"audio charts checkpoints cli costs dataset_filters environment evaluation_files export".split(),
+    *"export.ctranslate2 export.formats export.ggml export.greedy export.onnx export.runtimes".split(),
     *"filter_reports filtering grammar hub label_rules label_scores label_store labels loading".split(),
-    *"metrics model_card normalizers pages pieces plots references report_sections reports results".split(),
+    *"help_pages metrics model_card normalizers pages pieces plots references report_sections reports results".split(),
     *"row_files row_sources scoring segmentation shards significance stages synthesis tables".split(),
     *"voice_activity worklist".split(),
 ]

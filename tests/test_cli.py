@@ -78,6 +78,30 @@ def test_help_lists_every_option_with_a_sentence_and_an_example(name, capsys):
     assert [option.name for option in fields(module.OPTIONS[0]) if not option.metadata.get("help")] == []
 
 
+def test_help_of_train_fits_and_the_rare_options_are_explained_when_asked(capsys):
+    pages = {}
+    for flag in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            main(["train", flag])
+        assert stop.value.code == 0
+        pages[flag] = capsys.readouterr().out
+    assert len(pages["--help"].splitlines()) < 160 < len(pages["--help_all"].splitlines())
+    assert "--adam_beta1 X" not in pages["--help"]
+    assert "--adam_beta1 X" in pages["--help_all"]
+    assert pages["--help"].index("--kl_weight X") < pages["--help"].index("--max_steps N")
+    assert "--student TEXT --train TEXT [OPTIONS]" in pages["--help"]
+    assert "--freeze_encoder, --no_freeze_encoder" in pages["--help"]
+
+
+def test_a_misspelt_option_is_told_with_the_nearest(tmp_path, capsys):
+    (tmp_path / "options.yaml").write_text("treshold: 0.2")
+    for arguments in (["--treshold", "1"], ["--config_file", str(tmp_path / "options.yaml")]):
+        with pytest.raises(SystemExit) as stop:
+            main(["filter", "--dataset", "x", "--output_dir", "y", *arguments])
+        assert stop.value.code == 2
+        assert re.search("did you mean (--)?threshold[?]", capsys.readouterr().err)
+
+
 def test_unknown_command_and_option_are_told_with_exit_code_2(capsys):
     for arguments in (["distil"], ["filter", "--dataset", "x", "--output_dir", "y", "--treshold", "0.1"]):
         with pytest.raises((SystemExit, ValueError)) as stop:
@@ -99,11 +123,14 @@ def test_unknown_command_and_option_are_told_with_exit_code_2(capsys):
         ("filter --dataset teacher --output_dir x", "teacher holds no saved data set"),
         ("filter --dataset labels --output_dir x --threshold 10", "did you mean 0.1"),
         ("filter --dataset labels --output_dir x --text_column t", "no column 't'"),
-        ("train --student bert --train labels --output_dir x", "bert is a model of type 'bert', not a Whisper"),
-        ("train --student student --train labels --output_dir x --eval kept", "name=source"),
+        (
+            "train --student bert --teacher teacher --train labels --output_dir x",
+            "bert is a model of type 'bert', not a Whisper",
+        ),
+        ("train --student student --teacher teacher --train labels --output_dir x --eval kept", "name=source"),
         ("train --student student --train labels --output_dir x --preset best", "one of paper, reference, not 'best'"),
         ("train --student student --train labels --output_dir x --temperature 0", "temperature must be positive"),
-        ("train --student student --train labels --output_dir x --train_split dev", "has no splits"),
+        ("train --student student --teacher teacher --train labels --output_dir x --train_split dev", "has no splits"),
         ("train --student student --teacher teacher --train texts --output_dir x", "no column 'audio'"),
         ("train --student student --teacher teacher --train both --output_dir x", "split"),
         ("evaluate --model student --data set=labels --text_column t", "no column 't'"),
@@ -172,4 +199,4 @@ def test_environment_names_devices_kernels_and_what_to_install(capsys):
     assert "flash_attention_2" in found["attention"]
     for name, version in found["packages"].items():
         assert name in text
-        assert version or "pip install distilwhisper[" in text
+        assert version or "pip install 'distilwhisper[" in text

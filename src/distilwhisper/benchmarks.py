@@ -15,6 +15,7 @@ import torch
 
 from distilwhisper.audio import Samples, load_audio
 from distilwhisper.generation import output_head
+from distilwhisper.tables import Shown
 from distilwhisper.transcription import Transcriber
 
 
@@ -83,7 +84,7 @@ class LatencyResult:
 
 
 @dataclass(frozen=True)
-class LatencyComparison:
+class LatencyComparison(Shown):
     """How much faster a student is than its teacher; ``print(comparison)`` shows a Markdown table.
 
     Attributes:

@@ -25,6 +25,7 @@ from distilwhisper.cache import CacheKey, StateCache, encoder_key, read_back, te
 from distilwhisper.collator import DataCollatorForDistillation, Sample, UnusableLabelError
 from distilwhisper.generation import decode, encode
 from distilwhisper.shards import Record
+from distilwhisper.tables import Shown
 from distilwhisper.top_k import find_top_k, pack_top_k
 from distilwhisper.transcription import Transcriber
 
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class CacheReport:
+class CacheReport(Shown):
     """What was added to a cache; ``print(report)`` says it in words.
 
     Attributes:

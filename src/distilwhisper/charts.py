@@ -69,6 +69,10 @@ class Chart:
         box = f'viewBox="0 0 {self.width:g} {self.height:g}"'
         return f'<svg role="img" aria-label="{escape(self.description)}" {box}>' + content
 
+    def _repr_html_(self) -> str:
+        ground = "var(--jp-layout-color0, var(--vscode-editor-background, white))"
+        return f'<div style="max-width: {1.5 * self.width:g}px; --card: {ground}">{self.svg()}</div>'
+
     def save(self, path: Path) -> None:
         """Write the figure, dark on white, in the format of the suffix: ``.png``, ``.pdf``, ``.svg``."""
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,16 @@ import errno
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from distilwhisper.help_pages import HelpFormatter, arrange
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
@@ -32,17 +36,20 @@ COMMANDS = {
     "evaluate": "measure word error rates and speed, beside the teacher's",
     "transcribe": "turn recordings of any length into text",
     "export": "write a model for another runtime, and check it there",
+    "report": "make a page with plots of what evaluate measured",
+    "demo": "do all of this once on synthesised speech, in minutes",
     "env": "show what this machine has, and what to install",
 }
 """Command to summary; the module of a command has its name, with underscores."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_IN_WORDS = ("No space left on device", "PytorchStreamWriter failed writing file")
+
+HELP_ALL = {"--help_all", "--help-all"}
+
 
 class UsageError(Exception):
     """Options that cannot be meant as they are."""
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written, and the defaults of the options."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,10 +99,12 @@ def run(name: str, arguments: Sequence[str]) -> str | None:
     module = import_module(f"distilwhisper.commands.{name.replace('-', '_')}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("distilwhisper").setLevel(logging.INFO)
+    logging.getLogger("huggingface_hub").propagate = False  # it writes its warnings itself
     parser = build_parser(name, module, arguments)
     *options, _, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
-        raise UsageError(f"there is no option {unknown[0]}; see distilwhisper {name} --help")
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        raise UsageError(f"there is no option {unknown[0]}{_nearest(unknown[0], known)}")
     printed: str | None = module.run(*options)
     return printed
 
@@ -111,18 +120,22 @@ def build_parser(name: str, module: ModuleType, arguments: Sequence[str]) -> HfA
     from transformers import HfArgumentParser  # not at the top: `distilwhisper --help` should be there at once
 
     parser = HfArgumentParser(
-        module.OPTIONS, prog=f"distilwhisper {name}", description=module.__doc__, formatter_class=_Formatter
+        module.OPTIONS, prog=f"distilwhisper {name}", description=module.__doc__, formatter_class=HelpFormatter
     )
     parser.add_argument("--config_file", "--config-file", help="YAML or JSON file with options; flags win over it.")
     if "--debug" not in parser._option_string_actions:
         parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    own = {name for kind in module.OPTIONS for name in vars(kind)["__annotations__"]}
+    if any(field.name not in own for kind in module.OPTIONS for field in fields(kind)):
+        parser.add_argument("--help_all", "--help-all", action="help", help="Explain every option of Transformers too.")
+        arrange(parser, {*own, "help", "help_all", "config_file"}, everything=bool(HELP_ALL & set(arguments)))
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config_file", "--config-file")
     path = early.parse_known_args(arguments)[0].config_file
     values = read_options(Path(path)) if path else {}
-    known = {action.dest for action in parser._actions} - {"help", "config_file", "debug"}
+    known = {action.dest for action in parser._actions} - {"help", "help_all", "config_file", "debug"}
     if unknown := sorted(set(values) - known):
-        raise UsageError(f"{path} has the unknown option {unknown[0]!r}; see distilwhisper {name} --help")
+        raise UsageError(f"{path} has the unknown option {unknown[0]!r}{_nearest(unknown[0], known)}")
     if hasattr(module, "defaults"):
         values = {**module.defaults(arguments, values), **values}
     given = {word.partition("=")[0] for word in arguments}
@@ -157,11 +170,25 @@ def read_options(path: Path) -> dict[str, Any]:
 
 def explain(error: BaseException) -> str:
     """Return the message of an error on one line, with what to do where the message itself does not say it."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if _is_full(error):
         return "the disk is full: free some space and run the same command again, what is done is kept"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Return whether a disk without room is behind an error; not all libraries say so by its number."""
+    if error is None:
+        return False
+    numbered = isinstance(error, OSError) and error.errno in _FULL
+    said = any(words in str(error) for words in _FULL_IN_WORDS)
+    return numbered or said or _is_full(error.__cause__ or error.__context__)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = get_close_matches(word.partition("=")[0], known, 1)
+    return f"; did you mean {near[0]}?" if near else "; --help lists the options"
 
 
 def _without_bare_debug(flags: list[str]) -> list[str]:

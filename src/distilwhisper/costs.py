@@ -76,6 +76,18 @@ class WhisperShape:
         """Operations of one product with the output head over ``N`` tokens."""
         return 2 * rows * self.d_model * self.vocab_size
 
+    def decoding_cache_bytes(self, tokens: int, *, itemsize: int = FP16) -> int:
+        """Bytes of keys and values of one sample while it is decoded, once it has ``T`` tokens."""
+        return self.decoder_layers * 2 * (self.max_source_positions + tokens) * self.d_model * itemsize
+
+    def decoding_bytes(self, tokens: int, *, batch_size: int, itemsize: int = FP16) -> float:
+        """Bytes that are read from memory for one sample decoded greedily, token by token, in a batch.
+
+        Each token needs all weights, which the samples of a batch share, and the keys and values of its own sample.
+        """
+        weights = itemsize * self.decoder_parameters / batch_size
+        return tokens * (weights + self.decoding_cache_bytes(tokens // 2, itemsize=itemsize))
+
     def _decoder_layer_flops(self, tokens: int) -> int:
         d = self.d_model
         linear = 2 * tokens * (6 * d * d + 2 * d * self.decoder_ffn_dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
+from html import escape
 from itertools import repeat
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -43,6 +44,12 @@ class DatasetFilter:
         self.dropped: Dataset | None = None
         self.scorer = scorer
         self._added = list(added)
+
+    def _repr_html_(self) -> str:
+        rule = "" if self.threshold is None else f", threshold {self.threshold:g}"
+        heading = f"<b>{type(self).__name__}</b>: language {escape(str(self.language))}{rule}"
+        what = self.report._repr_html_() if self.report.total.samples else "<div>has filtered nothing yet</div>"
+        return f"<div><div>{heading}</div>{what}</div>"
 
     def run(self, dataset: DatasetT, columns: Columns, num_proc: int | None) -> DatasetT:
         """Return the samples that are kept."""

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from distilwhisper.tables import Shown
+
 REQUIRED = ("distilwhisper", "torch", "transformers", "accelerate", "datasets", "evaluate", "jiwer", "safetensors")
 OPTIONAL = {
     "espeakng-loader": ("demo", "the demo's synthetic speech"),
@@ -31,7 +33,7 @@ GIB = 2**30
 
 
 @dataclass
-class Environment:
+class Environment(Shown):
     """What was found; ``print(environment)`` shows tables.
 
     Attributes:
@@ -61,10 +63,13 @@ class Environment:
         lines.append(f"free disk here: {self.free_disk_gib:.0f} GiB")
         lines += [f"device: {d['name']}, {d['memory_gib']:.0f} GiB, capability {d['capability']}" for d in self.devices]
         lines += [] if self.devices else ["device: none, everything runs on the CPU"]
-        lines += ["", *(f"attention kernel {kernel}: {state}" for kernel, state in self.attention.items()), ""]
-        lines += [f"{name:<16}{self.packages[name] or 'missing'}" for name in REQUIRED]
+        lines += ["", "attention kernels", *(f"  {kernel:<18} {state}" for kernel, state in self.attention.items())]
+        lines += ["", "packages", *(f"  {name:<18} {self.packages[name] or 'missing'}" for name in REQUIRED)]
+        lines += ["", "optional packages"]
         for name, (extra, purpose) in OPTIONAL.items():
-            lines.append(f"{name:<16}{self.packages[name] or f'-  {purpose}: pip install distilwhisper[{extra}]'}")
+            found = self.packages[name]
+            install = "" if found else f": pip install 'distilwhisper[{extra}]'"
+            lines.append(f"  {name:<18} {found or '-':<12} {purpose}{install}")
         return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 
 from distilwhisper.plots import plot_label_histogram, plot_threshold_sweep
-from distilwhisper.tables import markdown_table
+from distilwhisper.tables import Shown, html_table, markdown_table
 
 WER_COLUMN = "whisper_wer"
 """Column of the word error rate of the label, a fraction."""
@@ -101,7 +101,7 @@ class Tally:
 
 
 @dataclass
-class FilterReport:
+class FilterReport(Shown):
     """What a filter kept and dropped; ``print(report)`` shows a Markdown table.
 
     Attributes:
@@ -181,6 +181,14 @@ class FilterReport:
         if total.unknown_length:
             lines.append(f"\nHours leave out {total.unknown_length:,} samples of unknown length.")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        most = max(self.histogram)
+        names = [*(f"{100 * edge:g}" for edge in HISTOGRAM_EDGES), f"more than {100 * HISTOGRAM_EDGES[-1]:g}"]
+        bars = [["WER of the label, up to (%)", "samples", ""]]
+        for name, count in zip(names, self.histogram, strict=True):
+            bars.append([name, f"{count:,}", "\u2588" * round(20 * count / max(most, 1))])
+        return super()._repr_html_() + (html_table(bars) if most else "")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
+from distilwhisper.tables import Shown
+
 logger = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
@@ -41,7 +43,7 @@ _FIELDS = {name: name.removeprefix("whisper_") for name in LABEL_FEATURES} | {"w
 
 
 @dataclass
-class LabelReport:
+class LabelReport(Shown):
     """What became of a data set; ``print(report)`` says it in words.
 
     Attributes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, WhisperForConditionalGeneration
+from transformers import PreTrainedConfig, WhisperConfig, WhisperForConditionalGeneration
 
 
 def load_whisper(
@@ -26,10 +26,31 @@ def load_whisper(
         OSError: If there is no such checkpoint.
     """
     names = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
-    hub_options = {name: options[name] for name in names if name in options}
-    config, _ = PreTrainedConfig.get_config_dict(source, **hub_options)
+    load_config(source, **{name: options[name] for name in names if name in options})
+    return WhisperForConditionalGeneration.from_pretrained(source, dtype=dtype or "auto", **options)
+
+
+def load_config(source: str | Path, **options: Any) -> WhisperConfig:
+    """Return the config of a checkpoint, of which nothing else is read.
+
+    Args:
+        source: A local path or a Hub id.
+        **options: ``revision``, ``subfolder``, ``token`` and so on.
+
+    Raises:
+        FileNotFoundError: If a path does not exist and cannot be a Hub id, or holds no config.
+        ValueError: If it is another kind of model.
+        OSError: If there is no such checkpoint.
+    """
+    if _is_no_hub_id(str(source)) and not Path(source).expanduser().exists():
+        raise FileNotFoundError(f"{source} does not exist; give an existing path or a Hub id like openai/whisper-tiny")
+    config, _ = PreTrainedConfig.get_config_dict(source, **options)
     if not config:
         raise FileNotFoundError(f"{source} holds no model: there is no config.json")
     if config.get("model_type") != "whisper":
         raise ValueError(f"{source} is a model of type {config.get('model_type')!r}, not a Whisper")
-    return WhisperForConditionalGeneration.from_pretrained(source, dtype=dtype or "auto", **options)
+    return WhisperConfig.from_dict(config)
+
+
+def _is_no_hub_id(source: str) -> bool:
+    return source.startswith((".", "~", "/")) or source.endswith("/") or source.count("/") > 1

@@ -19,6 +19,7 @@ from distilwhisper.audio import AudioError, Samples, encode_audio, load_audio, u
 from distilwhisper.label_joining import LabelJoiner, join_texts
 from distilwhisper.normalizers import language_code
 from distilwhisper.row_files import Step, stream_rows, write_rows
+from distilwhisper.tables import Shown
 from distilwhisper.tokens import LONGEST_FRAME
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def group_clips(
 
 
 @dataclass
-class PackReport:
+class PackReport(Shown):
     """What became of clips; ``print(report)`` says it in words.
 
     Attributes:

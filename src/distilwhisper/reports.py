@@ -186,7 +186,8 @@ class DistillationReport:
         rows = [[*heading, "WER in distribution (%)", "WER out of distribution (%)", *self.sets]]
         for model in self.models:
             rates = [self.in_distribution_wer(model), self.out_of_distribution_wer(model), *model.wer.values()]
-            speed = [_optional(model.relative_latency, ".2f"), _optional(model.latency_ms, ",.1f")]
+            times = ((model.relative_latency, ".2f"), (model.latency_ms, ",.1f"))
+            speed = ["-" if value is None else format(value, form) for value, form in times]
             size = [_millions(model.parameters), str(model.decoder_layers)]
             rows.append([model.name, *size, *speed, *map(percent, rates)])
         return rows
@@ -266,6 +267,9 @@ class DistillationReport:
     def __str__(self) -> str:
         return f"{text_table(self.table(), _TERMINAL_WIDTH)}\n\n{textwrap.fill(self.headline(), _TERMINAL_WIDTH)}"
 
+    def _repr_html_(self) -> str:
+        return f"<div>{html_table(self.table())}<p>{escape(self.headline())}</p></div>"
+
     def _judged_on(self) -> tuple[str, list[str]]:
         """Return what the outcome is judged by: out of distribution where there is such a set."""
         if self.out_of_distribution:
@@ -335,10 +339,6 @@ def _accuracy(difference: float) -> str:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:,.1f}"
-
-
-def _optional(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _finite(value: Any) -> Any:

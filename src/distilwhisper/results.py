@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
 from distilwhisper.metrics import ErrorCounts, count_repeated_ngrams
 from distilwhisper.significance import Interval, word_error_interval
+from distilwhisper.tables import Shown
 
 _COUNTS = ("orthographic", "characters", "empty_references")
 
@@ -157,7 +158,7 @@ class SetResult:
 
 
 @dataclass
-class EvaluationResult:
+class EvaluationResult(Shown):
     """The results on all test sets; ``print(result)`` shows a Markdown table.
 
     Attributes:
@@ -236,6 +237,26 @@ def relative_error_rates(baseline: EvaluationResult, model: EvaluationResult) ->
         raise ValueError(f"the models were evaluated on different sets: {[*baseline.sets]} and {[*model.sets]}")
     rates = {name: (result.wer, model.sets[name].wer) for name, result in baseline.sets.items()}
     return {name: (new - old) / old if old else math.nan for name, (old, new) in rates.items()}
+
+
+def worst_examples(
+    references: Mapping[str, Sequence[str]], teacher: EvaluationResult, student: EvaluationResult, count: int = 3
+) -> list[dict[str, str]]:
+    """Return for each set the transcripts in which the student is wrong in most words, with the teacher's.
+
+    Args:
+        references: Reference transcripts of each set, in its order.
+        teacher: The teacher's evaluation.
+        student: The student's, on the same sets.
+        count: How many of each set.
+    """
+    examples, models = [], {"teacher": teacher, "student": student}
+    for name, texts in references.items():
+        errors = {index: counts.errors for index, counts in student.sets[name].counts.items()}
+        for index in sorted(errors, key=errors.__getitem__, reverse=True)[:count]:
+            heard = {who: result.sets[name].transcripts[index] for who, result in models.items()}
+            examples.append({"set": name, "reference": texts[index], **heard})
+    return examples
 
 
 def _finite(rate: float) -> float | None:

@@ -18,6 +18,7 @@ from datasets.utils import tqdm
 
 from distilwhisper.audio import AudioError, Samples, audio_blocks, encode_audio, undecoded
 from distilwhisper.row_files import Step, stream_rows, write_rows
+from distilwhisper.tables import Shown
 from distilwhisper.voice_activity import FRAME_SAMPLES, SAMPLING_RATE, SILENCE_DB, Flags, Levels, find_speech, runs
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def plan_windows(speech: Flags, levels: Levels, rule: CutRule | None = None) -> 
 
 
 @dataclass
-class SegmentReport:
+class SegmentReport(Shown):
     """What became of recordings; ``print(report)`` says it in words.
 
     Attributes:

@@ -247,6 +247,6 @@ def _espeak() -> ModuleType:
         import espeakng_loader
     except ImportError as error:
         raise ImportError(
-            "synthetic speech needs eSpeak NG, which is not installed: pip install distilwhisper[demo]"
+            "synthetic speech needs eSpeak NG, which is not installed: pip install 'distilwhisper[demo]'"
         ) from error
     return espeakng_loader  # type: ignore[no-any-return]

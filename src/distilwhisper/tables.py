@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 
 Rows = Sequence[Sequence[str]]
 
@@ -53,6 +54,28 @@ def html_table(rows: Rows) -> str:
         for name, *cells in body
     ]
     return f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+class Shown:
+    """Shows itself in a notebook as what it prints, Markdown tables as tables."""
+
+    def _repr_html_(self) -> str:
+        return text_as_html(str(self))
+
+
+def text_as_html(text: str) -> str:
+    """Return a text with Markdown tables as HTML; whatever else it holds stays as it is, line by line."""
+    parts = []
+    for is_table, lines in groupby(text.splitlines(), lambda line: line.startswith("|")):
+        if is_table:
+            parts.append(html_table([_cells(line) for line in lines if set(line) - set("|:- ")]))
+        else:
+            parts += [f"<div>{escape(line)}</div>" for line in lines if line]
+    return "<div>" + "".join(parts) + "</div>"
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
 
 
 def escape_markdown(text: str) -> str:

@@ -35,6 +35,7 @@ from distilwhisper.preparation import (
 from distilwhisper.samples import EpochSampler, MapSamples, StreamedSamples, label_lengths
 from distilwhisper.scoring import METRICS, WordErrorScorer
 from distilwhisper.student import save_processor
+from distilwhisper.trainer_displays import trainer_as_html
 
 TERMS = ("kl", "pl", "mse")
 OBJECTIVE = [field.name for field in fields(Objective)]
@@ -126,6 +127,9 @@ class DistillationTrainer(Seq2SeqTrainer):
     def teacher_model(self) -> Any:
         """The teacher, or None."""
         return self._step.teacher
+
+    def _repr_html_(self) -> str:
+        return trainer_as_html(self)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 

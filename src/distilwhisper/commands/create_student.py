@@ -8,10 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from transformers import WhisperProcessor
-
-from distilwhisper.student import create_student, save_processor
-
 
 @dataclass
 class Arguments:
@@ -31,6 +27,10 @@ OPTIONS = (Arguments,)
 
 def run(args: Arguments) -> str:
     """Save a student and its processor."""
+    from transformers import WhisperProcessor
+
+    from distilwhisper.student import create_student, save_processor
+
     explicit = args.decoder_layer_indices
     student = create_student(
         args.teacher,

@@ -9,12 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from distilwhisper.benchmarks import compare_latency
-from distilwhisper.evaluation import evaluate
+from distilwhisper.evaluation_files import evaluation_document
 from distilwhisper.loading import load_named
-from distilwhisper.transcription import Transcriber
 
 
 @dataclass
@@ -30,7 +27,7 @@ class Arguments:
     text_column: str = field(default="text", metadata={"help": "Column of the reference transcripts."})
     batch_size: int = field(default=16, metadata={"help": "Recordings at a time."})
     latency_samples: int = field(default=20, metadata={"help": "Recordings that the speed is measured on."})
-    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results, for report too."})
 
 
 OPTIONS = (Arguments,)
@@ -38,19 +35,31 @@ OPTIONS = (Arguments,)
 
 def run(args: Arguments) -> str:
     """Evaluate one model, or two side by side; return the tables."""
+    from distilwhisper.benchmarks import compare_latency
+    from distilwhisper.evaluation import evaluate
+    from distilwhisper.transcription import Transcriber
+
     sets = load_named(args.data)
-    settings: dict[str, Any] = {"language": args.language, "batch_size": args.batch_size}
-    student = Transcriber(args.model, **settings)
-    result = evaluate(student, sets, language=args.language, text_column=args.text_column)
-    tables, output = [f"{args.model}\n{result}"], {"student": result.to_dict()}
+    paths = {"teacher": args.teacher, "student": args.model} if args.teacher else {"student": args.model}
+    models = {
+        name: Transcriber(path, language=args.language, batch_size=args.batch_size) for name, path in paths.items()
+    }
+    results = {
+        name: evaluate(model, sets, language=args.language, text_column=args.text_column)
+        for name, model in reversed(models.items())
+    }
+    tables, latency = [f"{paths[name]}\n{result}" for name, result in results.items()], None
     if args.teacher:
-        teacher = Transcriber(args.teacher, **settings)
-        reference = evaluate(teacher, sets, language=args.language, text_column=args.text_column)
         first = next(iter(sets.values()))
         audio = first.select(range(min(args.latency_samples, len(first))))["audio"]
-        latency = compare_latency(student, teacher, audio)
-        tables += [f"{args.teacher}\n{reference}", str(latency)]
-        output |= {"teacher": reference.to_dict(), "latency": latency.to_dict()}
+        latency = compare_latency(models["student"], models["teacher"], audio)
+        tables.append(str(latency))
     if args.output:
-        Path(args.output).write_text(json.dumps(output, indent=2))
+        document = evaluation_document(
+            {name: model.model for name, model in models.items()},
+            {name: results[name] for name in models},
+            {name: rows[args.text_column] for name, rows in sets.items()},
+            latency,
+        )
+        Path(args.output).write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
     return "\n\n".join(tables)

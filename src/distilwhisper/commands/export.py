@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from distilwhisper.export.exporting import export_model
 from distilwhisper.export.formats import FORMATS
 from distilwhisper.loading import load_source
 
@@ -37,6 +36,8 @@ OPTIONS = (Arguments,)
 
 def run(args: Arguments) -> str:
     """Export, and return where to; the report of the check goes to the log."""
+    from distilwhisper.export.exporting import export_model
+
     audio = None
     if args.data:
         data = load_source(args.data)

@@ -1,7 +1,11 @@
 """Say what a distillation will cost before anything is run: operations, hours, memory and disk of each stage.
 
 distilwhisper plan --teacher openai/whisper-large-v3 --hours 1000 --steps 10000 --batch_size 256
-distilwhisper plan --teacher openai/whisper-large-v3 --hours 1000 --flops_per_s 3e14     # of another machine
+distilwhisper plan --teacher openai/whisper-large-v3 --hours 1000 --flops_per_s 3e14 --bytes_per_s 2e12 --devices 8
+distilwhisper plan --teacher examples/teacher --hours 3 --steps 1200 --batch_size 16 --window_s 5 --tokens 15
+
+The machine at hand is measured, which takes two seconds; the second line is about eight others. Labels are made with or
+without caches, and the training runs from them or without: compare the two lines of each.
 """
 
 from __future__ import annotations
@@ -9,11 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 
-import torch
-from transformers import WhisperConfig
-
 from distilwhisper.costs import WhisperShape
-from distilwhisper.planning import measure_flops, plan_distillation
 
 
 @dataclass
@@ -27,7 +27,15 @@ class Arguments:
     decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of the student."})
     window_s: float = field(default=30.0, metadata={"help": "Mean length of a recording or of what is packed, in s."})
     tokens: int = field(default=80, metadata={"help": "Mean tokens of a label."})
-    flops_per_s: float | None = field(default=None, metadata={"help": "Speed; default: measured here, in a second."})
+    label_batch_size: int = field(default=16, metadata={"help": "Recordings that the teacher hears at a time."})
+    flops_per_s: float | None = field(
+        default=None, metadata={"help": "Speed of matrix products of one device; default: measured here, in a second."}
+    )
+    bytes_per_s: float | None = field(
+        default=None,
+        metadata={"help": "Speed of its memory, which holds up decoding; default: measured with the other."},
+    )
+    devices: int = field(default=1, metadata={"help": "Such devices, on one machine or several."})
     dtype: str = field(
         default="bfloat16", metadata={"choices": ["float32", "bfloat16", "float16"], "help": "Precision."}
     )
@@ -39,16 +47,27 @@ OPTIONS = (Arguments,)
 
 def run(args: Arguments) -> str:
     """Return the plan."""
-    teacher = WhisperShape.from_config(WhisperConfig.from_pretrained(args.teacher))
+    import torch
+
+    from distilwhisper.models import load_config
+    from distilwhisper.planning import measure_bandwidth, measure_flops, plan_distillation
+
+    teacher = WhisperShape.from_config(load_config(args.teacher))
     dtype = getattr(torch, args.dtype)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
+    flops_per_s, bytes_per_s = args.flops_per_s, args.bytes_per_s
+    if flops_per_s is None:
+        flops_per_s = measure_flops(device, dtype)
+        bytes_per_s = bytes_per_s or measure_bandwidth(device)
     plan = plan_distillation(
         teacher,
         replace(teacher, decoder_layers=args.decoder_layers),
         hours=args.hours,
         steps=args.steps,
         batch_size=args.batch_size,
-        flops_per_s=args.flops_per_s or measure_flops(device or "cpu", dtype),
+        flops_per_s=args.devices * flops_per_s,
+        bytes_per_s=args.devices * bytes_per_s if bytes_per_s else None,
+        label_batch_size=args.label_batch_size,
         window_s=args.window_s,
         tokens=args.tokens,
         itemsize=dtype.itemsize,

@@ -14,10 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 from distilwhisper.loading import load_speech
-from distilwhisper.pseudo_labels import PseudoLabeler
 
 
 @dataclass
@@ -60,6 +57,10 @@ OPTIONS = (Arguments,)
 
 def run(args: Arguments) -> str:
     """Label and save; return what became of the recordings."""
+    import torch
+
+    from distilwhisper.pseudo_labels import PseudoLabeler
+
     labeler = PseudoLabeler(
         args.model,
         language=args.language,

@@ -57,6 +57,8 @@ def defaults(arguments: Sequence[str], values: Mapping[str, Any]) -> dict[str, A
 
 def run(args: Arguments, training: DistillationTrainingArguments) -> None:
     """Train, save, evaluate."""
+    if training.needs_teacher and not args.teacher:
+        raise ValueError("the loss compares with a teacher: pass --teacher, or --kl_weight 0 and --mse_weight 0")
     trainer = DistillationTrainer(
         model=load_whisper(args.student),
         teacher_model=args.teacher if training.needs_teacher else None,

@@ -19,7 +19,6 @@ from datasets.utils import tqdm
 
 from distilwhisper.audio import AudioError
 from distilwhisper.loading import AUDIO_SUFFIXES, load_speech
-from distilwhisper.transcription import Transcriber
 
 WHISPERS_FALLBACK: dict[str, Any] = {
     "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
@@ -56,6 +55,8 @@ OPTIONS = (Arguments,)
 
 def run(args: Arguments) -> None:
     """Transcribe."""
+    from distilwhisper.transcription import Transcriber
+
     names = ("assistant", "language", "task", "long_form", "chunk_length_s", "condition_on_prev", "num_beams")
     transcriber = Transcriber(
         args.model,
