@@ -26,6 +26,7 @@ from distilwhisper.collator import Sample
 from distilwhisper.label_store import Columns, LabelStore
 from distilwhisper.labels import LABEL_FEATURES as LABEL_FEATURES
 from distilwhisper.labels import Label, LabelReport, join_labels, label_of, previous_texts, without_labels
+from distilwhisper.run_ids import keep_run_id
 from distilwhisper.shards import write_atomically
 from distilwhisper.transcription import OnBatch, Transcriber
 from distilwhisper.transcripts import Transcript
@@ -156,8 +157,10 @@ class PseudoLabeler:
                         text_tokens=self.transcriber.tokens.without_timestamps, shard_rows=shard_rows, lease_s=lease_s,
                     )  # fmt: skip
                     labelled[split] = self._label_into(store, job, split)
-            if output_dir is not None and isinstance(dataset, dict):
-                self._save_splits(Path(output_dir), list(parts))
+            if output_dir is not None:
+                keep_run_id(output_dir)
+                if isinstance(dataset, dict):
+                    self._save_splits(Path(output_dir), list(parts))
         logger.info("%s", self.report)
         return DatasetDict(labelled) if isinstance(dataset, dict) else labelled[""]
 

@@ -14,6 +14,7 @@ from typing import Any
 from distilwhisper.benchmarks import compare_latency
 from distilwhisper.evaluation import evaluate
 from distilwhisper.loading import load_named
+from distilwhisper.stage_trackers import track_evaluation
 from distilwhisper.transcription import Transcriber
 
 
@@ -31,6 +32,7 @@ class Arguments:
     batch_size: int = field(default=16, metadata={"help": "Recordings at a time."})
     latency_samples: int = field(default=20, metadata={"help": "Recordings that the speed is measured on."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    report_to: str = field(default="none", metadata={"help": "wandb, tensorboard, all or none."})
 
 
 OPTIONS = (Arguments,)
@@ -42,7 +44,7 @@ def run(args: Arguments) -> str:
     settings: dict[str, Any] = {"language": args.language, "batch_size": args.batch_size}
     student = Transcriber(args.model, **settings)
     result = evaluate(student, sets, language=args.language, text_column=args.text_column)
-    tables, output = [f"{args.model}\n{result}"], {"student": result.to_dict()}
+    tables, output, reference = [f"{args.model}\n{result}"], {"student": result.to_dict()}, None
     if args.teacher:
         teacher = Transcriber(args.teacher, **settings)
         reference = evaluate(teacher, sets, language=args.language, text_column=args.text_column)
@@ -51,6 +53,7 @@ def run(args: Arguments) -> str:
         latency = compare_latency(student, teacher, audio)
         tables += [f"{args.teacher}\n{reference}", str(latency)]
         output |= {"teacher": reference.to_dict(), "latency": latency.to_dict()}
+    track_evaluation(args.report_to, args.model, result, sets, text_column=args.text_column, teacher=reference)
     if args.output:
         Path(args.output).write_text(json.dumps(output, indent=2))
     return "\n\n".join(tables)
