@@ -38,10 +38,7 @@ class OfflineRun:
                 self.id, self.group, self.stage = record.run.run_id, record.run.run_group, record.run.job_type
                 self.project = record.run.project
             if record.HasField("history"):
-                items = record.history.item
-                self.history.append(
-                    {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-                )
+                self.history.append(_row(record.history.item))
 
     def curve(self, name: str):
         return [(row["train/global_step"], row[name]) for row in self.history if name in row]
@@ -50,6 +47,17 @@ class OfflineRun:
         """Columns and rows of each table of a name."""
         paths = [row[name]["path"] for row in self.history if name in row]
         return [json.loads((self.media / path).read_text()) for path in paths]
+
+
+def _row(items):
+    row = {}
+    for item in items:
+        *outer, last = item.nested_key or [item.key]
+        values = row
+        for name in outer:
+            values = values.setdefault(name, {})
+        values[last] = json.loads(item.value_json)
+    return row
 
 
 def offline_runs(folder: Path):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def track_evaluation(
 
     Args:
         report_to: See `open_trackers`.
-        model_dir: The model. Its directory knows the run, and gets TensorBoard's files; those of a Hub id go to ``runs``.
+        model_dir: The model. Its directory knows the run, and gets TensorBoard's files; without one: ``runs``.
         result: What ``evaluate`` returned.
         datasets: The sets, by name.
         text_column: Column of the references.
@@ -158,7 +159,7 @@ def _of_every_reason(dropped: Dataset | None, rows: int) -> list[dict[str, Any]]
     for drops in reasons.values():
         drops.sort(key=lambda drop: -(drop["wer"] or 0.0))
     chosen = sorted((place, reason) for reason, drops in reasons.items() for place in range(len(drops)))[:rows]
-    return [reasons[reason][place] for reason, place in sorted(chosen, key=lambda pair: (pair[1], pair[0]))]
+    return [reasons[reason][place] for place, reason in sorted(chosen, key=itemgetter(1, 0))]
 
 
 def _texts(dataset: Any, column: str, indices: list[int]) -> dict[int, str]:
