@@ -56,6 +56,12 @@ def run(args: Arguments) -> str:
             data = label_filter.score(data, **options)
             sweep = threshold_sweep(data)
     kept = label_filter.filter(data, by=args.by, **options)
+    if not label_filter.report.kept.samples:
+        reasons = {reason: tally.samples for reason, tally in label_filter.report.reasons.items() if tally.samples}
+        raise ValueError(
+            f"the filter keeps nothing: {reasons or 'there are no samples'}. Is the language right, do the "
+            "transcripts belong to these recordings?"
+        )
     kept.save_to_disk(args.output_dir)
     label_filter.dropped.to_json(Path(args.output_dir) / "dropped.jsonl", force_ascii=False)
     if args.plots:
