@@ -13,7 +13,7 @@ PAPER_FLAGS ?=
 
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo paper test test-all test-oldest coverage lint format types docs package check bench clean
+.PHONY: help demo paper test test-all test-oldest test-ends coverage lint format types docs package check bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,8 @@ test-oldest: ## Run the tests with the oldest supported versions of what the pac
 	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint tests/oldest.txt
 	$(VENV)-oldest/bin/python -m pytest
+
+test-ends: test test-oldest ## Run the tests at both ends of the supported versions
 
 check: lint types coverage docs package ## What CI runs
 

@@ -99,7 +99,10 @@ def test_unknown_command_and_option_are_told_with_exit_code_2(capsys):
         ("filter --dataset teacher --output_dir x", "teacher holds no saved data set"),
         ("filter --dataset labels --output_dir x --threshold 10", "did you mean 0.1"),
         ("filter --dataset labels --output_dir x --text_column t", "no column 't'"),
-        ("filter --dataset labels --output_dir x --text_column whisper_language", "the filter keeps nothing: {'wer': 2}"),
+        (
+            "filter --dataset labels --output_dir x --text_column whisper_language",
+            "keeps nothing: {'wer': 2}",
+        ),
         ("train --student bert --train labels --output_dir x", "bert is a model of type 'bert', not a Whisper"),
         ("train --student student --train labels --output_dir x --eval kept", "name=source"),
         ("train --student student --train labels --output_dir x --preset best", "one of paper, reference, not 'best'"),
