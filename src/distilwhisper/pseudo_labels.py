@@ -53,13 +53,13 @@ class PseudoLabeler:
         num_beams: 1 is greedy.
         batch_size: Recordings at a time.
         **options: ``max_new_tokens``, ``dtype``, ``device`` and what else
-            :class:`~distilwhisper.transcription.Transcriber` takes. Recordings longer than the window are set aside,
+            `Transcriber` takes. Recordings longer than the window are set aside,
             unless ``long_form`` says otherwise.
 
     Attributes:
-        set_aside: After :meth:`label`, the rows without a label: ``index``, ``id``, ``reason``, ``message``, and
+        set_aside: After `label`, the rows without a label: ``index``, ``id``, ``reason``, ``message``, and
             ``split`` for a ``DatasetDict``.
-        report: After :meth:`label`, the counts.
+        report: After `label`, the counts.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class PseudoLabeler:
         """Label a stream of numbered recordings.
 
         Args:
-            rows: Pairs of a number and anything :func:`~distilwhisper.audio.load_audio` reads.
+            rows: Pairs of a number and anything `load_audio` reads.
             num_workers: Threads that read recordings while the model runs.
             on_batch: Called with numbers, labels and encoder outputs of each batch.
 

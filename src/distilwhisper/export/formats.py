@@ -16,7 +16,7 @@ class ExportError(RuntimeError):
 
 @dataclass(frozen=True)
 class Format:
-    """A format of :func:`~distilwhisper.export.export_model`.
+    """A format of `export_model`.
 
     Attributes:
         module: The module of ``distilwhisper.export`` that writes and runs it.
