@@ -73,7 +73,7 @@ def track_filter(
         log_audio: How many of their recordings are sent too.
     """
     report, dropped = label_filter.report, label_filter.dropped
-    numbers = {"kept": report.kept.samples, "dropped": report.dropped.samples}
+    numbers: dict[str, float] = {"kept": report.kept.samples, "dropped": report.dropped.samples}
     numbers |= {f"dropped/{reason}": tally.samples for reason, tally in report.reasons.items() if tally.samples}
     hours = {"hours kept": report.kept.hours, "hours dropped": report.dropped.hours}
     numbers |= {name: value for name, value in hours.items() if value is not None}
