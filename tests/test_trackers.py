@@ -90,6 +90,16 @@ def test_processes_that_begin_at_once_agree_on_the_run(tmp_path):
     assert [path.name for path in (tmp_path / "labels").iterdir()] == [RUN_FILE]
 
 
+def test_run_is_named_on_a_file_system_without_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    run_id = keep_run_id(tmp_path / "labels")
+    assert keep_run_id(tmp_path / "labels") == run_id
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == [RUN_FILE]
+
+
 def test_rows_of_a_saved_data_set_know_their_run(tmp_path, labelled_dataset):
     labelled_dataset.save_to_disk(tmp_path / "labels")
     run_id = keep_run_id(tmp_path / "labels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distilwhisper.shards import draft_of, write_atomically
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 
@@ -91,12 +94,16 @@ def _read(folder: Path) -> dict[str, Any] | None:
 def _write_first(folder: Path, kept: dict[str, Any]) -> dict[str, Any]:
     """Write the names, unless another process was first; return those that count."""
     folder.mkdir(parents=True, exist_ok=True)
-    draft = draft_of(folder / RUN_FILE)
+    file = folder / RUN_FILE
+    draft = draft_of(file)
     draft.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     try:
-        os.link(draft, folder / RUN_FILE)  # fails where there is one already, at once for all processes
+        os.link(draft, file)  # fails where there is one already, at once for all processes
     except FileExistsError:
-        kept = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        logger.debug("another process has named the run in %s", folder)
+    except OSError:  # a file system without links
+        if not file.exists():
+            draft.replace(file)
     finally:
-        draft.unlink()
-    return kept
+        draft.unlink(missing_ok=True)
+    return _read(folder) or kept

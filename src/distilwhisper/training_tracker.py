@@ -45,8 +45,8 @@ class TrainingTracker(TrainerCallback):
         self._trackers: list[Tracker] | None = None
         self._noted: dict[int, Prediction] = {}
         self._heard: set[str] = set()
-        tracked = any(name in trainer.args.report_to for name in TRACKERS)
-        self._rows = trainer.args.log_predictions if tracked else 0
+        self._tracked = any(name in trainer.args.report_to for name in TRACKERS)
+        self._rows = trainer.args.log_predictions if self._tracked else 0
 
     # ---- the names of the run ----------------------------------------------------------------------------------------
 
@@ -56,7 +56,8 @@ class TrainingTracker(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Open the trackers for an evaluation without a training."""
-        self._open(state, goes_on=True)
+        if self._tracked:
+            self._open(state, goes_on=True)
 
     def _open(self, state: Any, *, goes_on: bool) -> None:
         if self._trackers is not None or not state.is_world_process_zero or state.is_hyper_param_search:
