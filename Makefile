@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 # PyTorch asks for huge pages: a CPU that trains spends less of its time on new memory. (docs/performance.md)
 demo paper bench: export THP_MEM_ALLOC_ENABLE := 1
 
-.PHONY: help demo paper test test-all test-oldest coverage lint format types docs package check bench clean
+.PHONY: help demo paper test test-all test-oldest test-ends coverage lint format types docs package check bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,8 @@ test-oldest: ## Run the tests with the oldest supported versions of what the pac
 	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint tests/oldest.txt
 	$(VENV)-oldest/bin/python -m pytest
+
+test-ends: test test-oldest ## Run the tests at both ends of the supported versions
 
 check: lint types coverage docs package ## What CI runs
 

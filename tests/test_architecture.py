@@ -27,19 +27,19 @@ FLOORS = [
     ],
     [
         *"batches beam_search cache collator export.openai_whisper export.runtimes fused_loss".split(),
-        *"label_joining loading metrics pages pieces planning plots references row_sources segments".split(),
+        *"label_joining loading metrics pages pieces planning plots references row_sources run_ids segments".split(),
         *"spectrograms student synthesis trainer_displays voice_activity".split(),
     ],
     [
         *"export.ggml export.onnx filter_reports generation label_rules label_store losses packing".split(),
-        *"report_sections samples scoring segmentation significance word_errors".split(),
+        *"report_sections samples scoring segmentation significance trackers word_errors".split(),
     ],
     [
         *"cached_inputs export.transformers label_scores modeling preparation results speculative".split(),
-        *"word_timing".split(),
+        *"training_tracker word_timing".split(),
     ],
     "dataset_filters decoding export.ctranslate2 export.decoder_only reports trainer".split(),
-    "chunking filtering longform model_card transcripts".split(),
+    "chunking filtering longform model_card stage_trackers transcripts".split(),
     ["transcription"],
     "alignment batch_transcription benchmarks caching evaluation export.parity".split(),
     "evaluation_files export.exporting pseudo_labels".split(),
@@ -55,7 +55,8 @@ WITHOUT_TORCH = [
     *"export.ctranslate2 export.formats export.ggml export.greedy export.onnx export.runtimes".split(),
     *"filter_reports filtering grammar hub label_rules label_scores label_store labels loading".split(),
     *"help_pages metrics model_card normalizers pages pieces plots references report_sections reports results".split(),
-    *"row_files row_sources scoring segmentation shards significance stages synthesis tables".split(),
+    *"row_files row_sources run_ids scoring segmentation shards significance stage_trackers stages".split(),
+    *"synthesis tables trackers".split(),
     *"voice_activity worklist".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""

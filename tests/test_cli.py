@@ -124,6 +124,10 @@ def test_unknown_command_and_option_are_told_with_exit_code_2(capsys):
         ("filter --dataset labels --output_dir x --threshold 10", "did you mean 0.1"),
         ("filter --dataset labels --output_dir x --text_column t", "no column 't'"),
         (
+            "filter --dataset labels --output_dir x --text_column whisper_language",
+            "keeps nothing: {'wer': 2}",
+        ),
+        (
             "train --student bert --teacher teacher --train labels --output_dir x",
             "bert is a model of type 'bert', not a Whisper",
         ),

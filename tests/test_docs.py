@@ -1,5 +1,6 @@
 """The pages: every Python block runs, in order, as it stands; every public name is in the reference."""
 
+import ast
 import os
 import re
 import subprocess
@@ -47,6 +48,27 @@ def test_reference_holds_every_public_name():
         name for name in distilwhisper.__all__ if not re.search(rf"^::: distilwhisper\.\w+.*\.{name}$", text, re.M)
     ]
     assert missing == []
+
+
+def templates():
+    """Every text of the package, adjacent literals joined, with ... where something is filled in."""
+    for file in (REPOSITORY / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "..." for part in node.values)
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_package():
+    page = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    ours = page.split("## From other packages")[0]
+    messages = [message.replace("\n", " ") for message in re.findall(r"\*\*`([^`]+)`\*\*", ours)]
+    assert len(messages) > 30
+    known = list(templates())
+    for message in messages:
+        pattern = ".*".join(re.escape(part.strip()) for part in message.split("...") if part.strip(" :;,()"))
+        assert any(re.search(pattern, text, re.DOTALL) for text in known), message
 
 
 def test_relative_links_of_readme_lead_somewhere():

@@ -61,7 +61,7 @@ def test_saved_data_set_is_read_with_its_audio_undecoded(speech, tmp_path):
 def test_saved_data_set_without_rows_is_refused(speech, tmp_path, with_a_file):
     """As a filter leaves it that drops everything."""
     nothing = speech.filter(lambda row: False) if with_a_file else speech.select([])
-    nothing.save_to_disk(tmp_path / "kept")
+    nothing.save_to_disk(tmp_path / "kept", num_shards=1)  # else datasets 4.0 divides by the number of rows
     with pytest.raises(ValueError, match="kept holds no rows; if it was filtered, the filter kept nothing"):
         load_speech(tmp_path / "kept")
 

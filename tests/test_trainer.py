@@ -17,6 +17,7 @@ from conftest import SENTENCES, audio_dataset, encoded, tiny_whisper, tone
 from datasets import concatenate_datasets
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset
+from tracked import events, shown_text
 from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
@@ -535,29 +536,6 @@ def test_unfrozen_encoder_is_trained(tiny_teacher, data, processor, tmp_path):
     assert not torch.equal(start["layers.0.fc1.weight"], trainer.model.model.encoder.layers[0].fc1.weight)
 
 
-def test_terms_go_to_tensorboard(tiny_teacher, data, processor, tmp_path):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(tmp_path / "events")
-    try:
-        trainer_for(tiny_teacher, data, processor, tmp_path, report_to="tensorboard").train()
-    finally:
-        del os.environ["TENSORBOARD_LOGGING_DIR"]
-    (directory,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
-    log = events.EventAccumulator(str(directory)).Reload()
-    assert {"train/loss", "train/kl_loss", "train/pl_loss"} <= set(log.Tags()["scalars"])
-
-
-def test_terms_go_to_wandb_offline(tiny_teacher, data, processor, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    trainer_for(tiny_teacher, data, processor, tmp_path, report_to="wandb", eval_dataset=data).train()
-    wandb.finish()
-    (log,) = tmp_path.rglob("*.wandb")
-    written = log.read_bytes()
-    assert all(name in written for name in (b"train/loss", b"train/kl_loss", b"train/pl_loss"))
-
-
 def test_presets_hold_the_papers_and_the_scripts_weights(tmp_path):
     """Guards T10: the weights were fixed, and swapped."""
     paper = DistillationTrainingArguments.from_preset("paper", output_dir=str(tmp_path), bf16=False, use_cpu=True)
@@ -665,8 +643,13 @@ def one_process(saved):
 def test_two_processes_make_the_updates_of_one_and_save_and_evaluate(saved, one_process):
     """Guards T9, U1, U2, U8 and dw#69: other updates, and crashes, with more than one process."""
     output = saved / "run-2"
-    line = command(saved, output, *SHORT_RUN, "--per_device_train_batch_size", "2", processes=2)
+    batches = ("--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "2")
+    line = command(saved, output, *SHORT_RUN, *batches, "--report_to", "tensorboard", processes=2)
     assert_same_run(one_process, finished(saved, output, [start(line)]))
+    (folder,) = (output / "runs").iterdir()
+    table = shown_text(events(folder), "predictions/all")[3].splitlines()
+    names = [f"clip-{index}{again}" for again in ("", "-again") for index in range(4)]
+    assert [line.split(" | ")[0] for line in table[2:]] == [f"| {name}" for name in names], "rows of both processes"
 
 
 @pytest.mark.slow

@@ -37,13 +37,13 @@ def find_alignment_heads(
     Args:
         model: A trained Whisper.
         processor: Its processor.
-        audio: A few recordings of speech that it transcribes well, anything :func:`~distilwhisper.audio.load_audio`
+        audio: A few recordings of speech that it transcribes well, anything `load_audio`
             reads; ten sentences are enough.
         language: Their language; default English.
         max_heads: Take no more heads than that.
 
     Returns:
-        ``[layer, head]``, best first: those with at least half the score (:func:`alignment_scores`) of the best.
+        ``[layer, head]``, best first: those with at least half the score (`alignment_scores`) of the best.
 
     Raises:
         ValueError: If no head follows the audio, or no recording holds words.

@@ -76,6 +76,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         state_cache: Directory that ``cache_states`` or ``PseudoLabeler.label`` filled. Training then reads the
             encoder's output and the teacher's hidden states instead of audio, and runs neither of the two.
         state_cache_mode: ``always``, or ``auto`` to use the cache only if it is read faster than the encoder runs.
+        log_predictions: How many utterances of each evaluation set, its first, the trackers of ``report_to`` show in a
+            table at each evaluation: reference, teacher's label if the set has one, prediction, errors. 0: no table.
+        log_audio: How many of their recordings go to the trackers, once.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate (paper: 1e-4)."})
@@ -112,6 +115,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     attn_implementation: str = field(default="auto", metadata={"help": "auto, flash_attention_2, sdpa or eager."})
     state_cache: str | None = field(default=None, metadata={"help": "Directory of cached encoder and teacher states."})
     state_cache_mode: str = field(default="always", metadata={"help": "always, or auto: if reading is faster."})
+    log_predictions: int = field(default=20, metadata={"help": "Utterances of each set in the trackers' tables."})
+    log_audio: int = field(default=0, metadata={"help": "How many of their recordings go to the trackers."})
 
     def __post_init__(self) -> None:
         """Check the values and fill in what follows from them."""

@@ -46,11 +46,11 @@ def choose_attention(requested: str, device: torch.device, dtype: torch.dtype) -
 
 
 def set_attention(model: Any, requested: str, device: torch.device, dtype: torch.dtype, *, name: str = "model") -> str:
-    """Give a model the attention implementation that :func:`choose_attention` returns, and say so in the log.
+    """Give a model the attention implementation that `choose_attention` returns, and say so in the log.
 
     Args:
         model: A Whisper.
-        requested: As for :func:`choose_attention`, which has the other arguments too.
+        requested: As for `choose_attention`, which has the other arguments too.
         device: Where the model will run.
         dtype: Number type that it will compute in.
         name: What the log calls it.

@@ -73,12 +73,12 @@ def load_audio(value: Any, sampling_rate: int = 16_000, *, max_duration_s: float
 
 
 def audio_blocks(value: Any, sampling_rate: int = 16_000, *, block_s: float | None = None) -> Iterator[Samples]:
-    """Read a recording of any length block by block: mono, resampled, as :func:`load_audio` gives it.
+    """Read a recording of any length block by block: mono, resampled, as `load_audio` gives it.
 
     Memory is constant for files and their bytes. Other recordings are samples that lie in memory anyway.
 
     Args:
-        value: As for :func:`load_audio`.
+        value: As for `load_audio`.
         sampling_rate: Rate of the result, in Hz.
         block_s: Length of a block, in seconds; default about a minute.
 
@@ -119,7 +119,7 @@ def audio_duration(value: Any, sampling_rate: int = 16_000) -> float | None:
     """Return the duration of a recording in seconds, without decoding it; None if its header does not say.
 
     Args:
-        value: As for :func:`load_audio`.
+        value: As for `load_audio`.
         sampling_rate: Rate of samples that come without one, in Hz.
     """
     if hasattr(value, "get_all_samples"):
@@ -139,7 +139,7 @@ def audio_digest(value: Any, sampling_rate: int = 16_000) -> bytes:
     """Return 16 bytes that stand for a recording: a digest of its file as it is, or else of its samples.
 
     Args:
-        value: As for :func:`load_audio`.
+        value: As for `load_audio`.
         sampling_rate: Rate of samples that come without one, in Hz.
 
     Raises:

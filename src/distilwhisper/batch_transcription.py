@@ -36,7 +36,7 @@ class BatchTranscriber:
         """Transcribe batches; one that does not fit into memory is halved.
 
         Args:
-            batches: Pairs of a name and whatever :func:`~distilwhisper.audio.load_audio` reads, in batches.
+            batches: Pairs of a name and whatever `load_audio` reads, in batches.
             num_workers: Threads that read, resample and make log-mel features while the model runs; 0 for none.
             on_batch: Called with the names, transcripts and encoder outputs of each batch, or half of one.
 

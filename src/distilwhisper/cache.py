@@ -157,7 +157,7 @@ class CacheKey:
 class StateCache:
     """A directory of encoder and teacher states.
 
-    Recordings go by what they contain (:func:`~distilwhisper.audio.audio_digest`), label sequences by the recording and
+    Recordings go by what they contain (`audio_digest`), label sequences by the recording and
     the very ``decoder_input_ids``: another recording under the same name is not found.
 
     Args:
@@ -195,7 +195,7 @@ class StateCache:
         return key in self._written or key in self._reader
 
     def write(self, records: Iterable[Record]) -> None:
-        """Add what :func:`encoder_record` and :func:`teacher_record` made; on the disk when this returns."""
+        """Add what `encoder_record` and `teacher_record` made; on the disk when this returns."""
         records = list(records)
         if records:
             self._writer.append(records)
@@ -234,7 +234,7 @@ class StateCache:
     def read_teacher(self, audio: bytes, ids: Sequence[int], sample: str) -> Tensor:
         """Return the teacher's last hidden states at the labelled positions, ``[tokens, d_model]``.
 
-        A cache of top-k distributions returns their bytes, for :func:`~distilwhisper.top_k.unpack_top_k`.
+        A cache of top-k distributions returns their bytes, for `unpack_top_k`.
 
         Args:
             audio: Digest of the recording.
@@ -265,7 +265,7 @@ class StateCache:
     def teacher_record(self, audio: bytes, ids: Sequence[int], states: Tensor, sample: str) -> Record:
         """Return the teacher's last hidden states ``[tokens, d_model]`` in the form in which they are stored.
 
-        For a cache of top-k distributions ``states`` are the bytes of :func:`~distilwhisper.top_k.pack_top_k`.
+        For a cache of top-k distributions ``states`` are the bytes of `pack_top_k`.
         """
         data = _bytes(states if self.key.top_k else states.to("cpu", self.dtype))
         return Record(teacher_key(audio, ids), _owner(sample), len(states), data)
@@ -302,7 +302,7 @@ def quantize(states: Tensor) -> npt.NDArray[np.uint8]:
 
 
 def dequantize(data: Tensor, rows: int, width: int) -> Tensor:
-    """Return what :func:`quantize` made ``data`` of, as float32 ``[rows, width]``."""
+    """Return what `quantize` made ``data`` of, as float32 ``[rows, width]``."""
     steps, scales = data[: rows * width].view(torch.int8), data[rows * width :].view(torch.float16)
     return (steps.view(rows, -1, math.gcd(width, GROUP)) * scales.view(rows, -1, 1).float()).flatten(1)
 

@@ -72,7 +72,7 @@ class CachedInputs:
         ``teacher_log_probs`` ``[batch, tokens, k + 1]``.
 
         Args:
-            loaded: What :meth:`load` returned.
+            loaded: What `load` returned.
             sequences: Token ids of the samples, and how many of these are the prompt's.
             length: Width of the batch's label rows.
 

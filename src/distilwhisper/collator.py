@@ -143,8 +143,8 @@ class DataCollatorForDistillation:
             ``input_features`` ``[batch, mels, frames]`` (or what ``cached_inputs`` gives), ``decoder_input_ids``
             ``[batch, tokens]``, ``labels`` ``[batch, tokens]`` (padded with -100) and ``label_rows``, the positions of
             labels among the flattened tokens; for evaluation also
-            ``prefix_ids`` ``[batch, prefix]``, from which to generate, and ``reference_ids`` ``[batch, text]``, the
-            untruncated reference (padded with -100).
+            ``prefix_ids`` ``[batch, prefix]``, from which to generate, ``reference_ids`` ``[batch, text]``, the
+            untruncated reference (padded with -100), and ``rows`` ``[batch]``, the samples' positions in their set.
 
         A training sample whose recording cannot be used is left out of the batch and named in the log: one broken file
         does not end a training of days. An evaluation drops nothing.
@@ -174,6 +174,7 @@ class DataCollatorForDistillation:
             batch["prefix_ids"] = torch.tensor(
                 [self._prefix(self.label(sample), timestamps=False) for sample in wrapped]
             )
+            batch["rows"] = torch.tensor([sample.index for sample in wrapped])
         return batch
 
     def check_label(self, sample: Sample) -> None:

@@ -177,13 +177,13 @@ class WindowDecoder:
         """Return what was heard, one window a row.
 
         Args:
-            states: What :meth:`encode` returned.
+            states: What `encode` returned.
             timestamps: Write timestamps.
             languages: Code of each row; None detects it.
             durations_s: Length of the audio in each window, in seconds.
             prompts: Ids that precede the start of each transcript.
             seeds: Of the draws, one a row; rows with one seed draw alike.
-            head: What :func:`output_head` returned for the model.
+            head: What `output_head` returned for the model.
         """
         head = head or self.head(self.model)
         known = self._languages(languages, states, head)
@@ -213,7 +213,7 @@ class WindowDecoder:
         return self._timed(windows, states.model, known, durations_s) if self.word_times else windows
 
     def head(self, model: WhisperForConditionalGeneration) -> Head:
-        """Return the model's :func:`output_head`, made anew when its weights have changed."""
+        """Return the model's `output_head`, made anew when its weights have changed."""
         # The transposed copy costs as much as ten tokens, so it is kept until the weights change. Changes in place
         # raise a tensor's version, but not those of fused optimisers; they change every row.
         weight = model.proj_out.weight

@@ -125,7 +125,7 @@ def _forward_kl(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings) 
 def reduce_top_k_chunk(
     buffers: list[Tensor], labels: Tensor, teacher: TopKTeacher, settings: ChunkSettings
 ) -> tuple[Tensor, Tensor]:
-    """Do what :func:`reduce_chunk` does, for a teacher of ``k`` tokens and one bucket for all others.
+    """Do what `reduce_chunk` does, for a teacher of ``k`` tokens and one bucket for all others.
 
     ::
 

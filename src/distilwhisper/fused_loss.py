@@ -1,6 +1,6 @@
 """The fused loss: logits a chunk of rows at a time, gradients made in the forward pass.
 
-The gradient of the objective with respect to the logits is known in closed form (:mod:`distilwhisper.losses`), so that
+The gradient of the objective with respect to the logits is known in closed form (`losses`), so that
 a chunk's logits are turned into it at once, multiplied into the gradients of hidden states and head, and forgotten.
 """
 

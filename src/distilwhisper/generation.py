@@ -21,7 +21,7 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GeneratedTokens:
-    """What :func:`generate_tokens` returns, one entry a row of the batch.
+    """What `generate_tokens` returns, one entry a row of the batch.
 
     Attributes:
         ids: The generated ids, without the end of text.
@@ -107,7 +107,7 @@ def detect_languages(
         model: A multilingual Whisper.
         tokens: Its special tokens.
         encoder_hidden_states: ``[batch, positions, d_model]``.
-        head: What :func:`output_head` returned for this model.
+        head: What `output_head` returned for this model.
     """
     codes, ids = zip(*tokens.languages.items(), strict=True)
     start = torch.full((len(encoder_hidden_states), 1), tokens.start_of_transcript, device=model.device)
@@ -148,7 +148,7 @@ def generate_tokens(
         temperature: Above 0, tokens are drawn from the distribution at this temperature, without beams.
         seeds: Of the draws, one a row: what a row draws does not depend on its neighbours. By default 0.
         no_speech_token: Id whose probability at the start of the transcript is wanted.
-        head: What :func:`output_head` returned for this model, where many batches follow.
+        head: What `output_head` returned for this model, where many batches follow.
 
     Raises:
         ValueError: If features and encoder states are both given, or neither, or a prefix leaves no room.

@@ -43,7 +43,7 @@ def push_to_hub(
     Args:
         model_dir: The student, with its processor.
         repo_id: ``user/name``; made if it does not exist.
-        card: The model card, as :func:`~distilwhisper.model_card.render_model_card` returns it.
+        card: The model card, as `render_model_card` returns it.
         exports: Directory of each export by format.
         private: Whether a repository that is made is private; default the account's setting.
         token: Access token; default that of ``hf auth login``.

@@ -1,6 +1,6 @@
 """A data set's labels in a directory while they are made, by any number of processes that may die at any time.
 
-Three kinds of work follow each other, each done piece by piece through a :class:`~distilwhisper.worklist.Worklist`:
+Three kinds of work follow each other, each done piece by piece through a `Worklist`:
 ``labels``, a line of JSON for every row of a shard; ``files``, rows and labels together as Arrow files; and ``result``,
 one piece, the reports and the state that makes the directory a data set.
 """

@@ -98,7 +98,7 @@ class LabelReport(Shown):
 
     @classmethod
     def from_json(cls, document: str) -> LabelReport:
-        """Return the report that :meth:`to_json` wrote."""
+        """Return the report that `to_json` wrote."""
         values = json.loads(document)
         return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 
@@ -112,7 +112,7 @@ class LabelReport(Shown):
 
 
 def label_of(transcript: Any) -> Label:
-    """Return the columns of a :class:`~distilwhisper.transcription.Transcript`."""
+    """Return the columns of a `Transcript`."""
     return {name: getattr(transcript, field) for name, field in _FIELDS.items()}
 
 

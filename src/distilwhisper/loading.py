@@ -73,7 +73,7 @@ def load_named(entries: Sequence[str]) -> dict[str, Any]:
     """Return data sets by name.
 
     Args:
-        entries: ``name=source`` or ``name=source:split`` each; what stands for a source is said at :func:`load_speech`.
+        entries: ``name=source`` or ``name=source:split`` each; what stands for a source is said at `load_speech`.
 
     Raises:
         ValueError: If an entry has no name, or two have the same.
@@ -88,7 +88,7 @@ def load_named(entries: Sequence[str]) -> dict[str, Any]:
 
 
 def load_source(entry: str) -> Any:
-    """Return the data set that ``source`` or ``source:split`` names; see :func:`load_speech`."""
+    """Return the data set that ``source`` or ``source:split`` names; see `load_speech`."""
     source, _, split = entry.partition(":")
     return load_speech(source, split or None)
 

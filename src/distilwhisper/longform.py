@@ -27,7 +27,7 @@ class LongRecording:
     """A recording on its way through sequential transcription.
 
     Args:
-        value: Anything :func:`~distilwhisper.audio.load_audio` reads.
+        value: Anything `load_audio` reads.
         extractor: A ``WhisperFeatureExtractor``.
         language: Code; None takes what is detected in the first window.
 
@@ -100,7 +100,7 @@ def transcribe_sequentially(
     """Transcribe long recordings, several at a time, each at its own pace (Radford et al. 2022, section 4.5).
 
     Args:
-        recordings: Pairs of a name and anything :func:`~distilwhisper.audio.load_audio` reads.
+        recordings: Pairs of a name and anything `load_audio` reads.
         decoder: Decodes the windows.
         extractor: A ``WhisperFeatureExtractor``.
         window_frames: Length of a window, in frames of 10 ms.

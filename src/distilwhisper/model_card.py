@@ -107,7 +107,7 @@ def render_model_card(
         repo_id: Its name on the Hub, which the examples load.
         results: How good it is; each test set also becomes an entry of the metadata's ``model-index``.
         recipe: How it was made.
-        exports: Directory of each export by format, as for :func:`~distilwhisper.hub.push_to_hub`.
+        exports: Directory of each export by format, as for `push_to_hub`.
         language: Code of the language it was trained on.
         license: Licence of the weights, by the Hub's name; the teacher's is often to be kept.
         limits: What it cannot do; by default what follows from how it was made.

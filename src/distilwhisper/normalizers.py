@@ -202,7 +202,7 @@ def is_shouting(text: str) -> bool:
 
 
 def language_code(language: str | None) -> str:
-    """Return the code of a language given as :func:`get_normalizer` takes it; ``en`` for None.
+    """Return the code of a language given as `get_normalizer` takes it; ``en`` for None.
 
     Raises:
         ValueError: If the language is neither one of Whisper's names nor a code of two or three letters.

@@ -144,7 +144,7 @@ class Packer:
         max_label_length: Longest label that the decoder takes, in tokens, its frame included.
 
     Attributes:
-        report: What :meth:`pack` did; for a result without ``output_dir``, with what was read of it so far in this
+        report: What `pack` did; for a result without ``output_dir``, with what was read of it so far in this
             process, repeated passes included.
         set_aside: Clips that could not be packed: ``index``, ``id``, ``reason``, ``message``.
 

@@ -106,7 +106,7 @@ def read_pieces(
     """Read recordings, each by its own length: whole, cut into chunks, left for later, or refused.
 
     Args:
-        recordings: Pairs of a name and anything :func:`~distilwhisper.audio.load_audio` reads.
+        recordings: Pairs of a name and anything `load_audio` reads.
         cutting: How they are cut.
         num_workers: Threads that read; 0 for none.
         ahead: Recordings that they read ahead.

@@ -138,7 +138,7 @@ def plan_distillation(
     itemsize: int = 2,
     chunk_size: int = 1_024,
 ) -> Plan:
-    """Reckon a distillation from the cost model (:mod:`distilwhisper.costs`).
+    """Reckon a distillation from the cost model (`costs`).
 
     Args:
         teacher: The teacher.
@@ -146,8 +146,8 @@ def plan_distillation(
         hours: Audio.
         steps: Updates.
         batch_size: Samples of an update.
-        flops_per_s: Speed of the machine, or of all machines together: see :func:`measure_flops`.
-        bytes_per_s: Its speed of reading memory, see :func:`measure_bandwidth`; None leaves out that decoding reads all
+        flops_per_s: Speed of the machine, or of all machines together: see `measure_flops`.
+        bytes_per_s: Its speed of reading memory, see `measure_bandwidth`; None leaves out that decoding reads all
             weights for each token.
         window_s: Mean length of what is heard at once; each is computed as a whole window.
         tokens: Mean tokens of a label.

@@ -26,6 +26,7 @@ from distilwhisper.collator import Sample
 from distilwhisper.label_store import Columns, LabelStore
 from distilwhisper.labels import LABEL_FEATURES as LABEL_FEATURES
 from distilwhisper.labels import Label, LabelReport, join_labels, label_of, previous_texts, without_labels
+from distilwhisper.run_ids import keep_run_id
 from distilwhisper.shards import write_atomically
 from distilwhisper.transcription import OnBatch, Transcriber
 from distilwhisper.transcripts import Transcript
@@ -52,13 +53,13 @@ class PseudoLabeler:
         num_beams: 1 is greedy.
         batch_size: Recordings at a time.
         **options: ``max_new_tokens``, ``dtype``, ``device`` and what else
-            :class:`~distilwhisper.transcription.Transcriber` takes. Recordings longer than the window are set aside,
+            `Transcriber` takes. Recordings longer than the window are set aside,
             unless ``long_form`` says otherwise.
 
     Attributes:
-        set_aside: After :meth:`label`, the rows without a label: ``index``, ``id``, ``reason``, ``message``, and
+        set_aside: After `label`, the rows without a label: ``index``, ``id``, ``reason``, ``message``, and
             ``split`` for a ``DatasetDict``.
-        report: After :meth:`label`, the counts.
+        report: After `label`, the counts.
     """
 
     def __init__(
@@ -156,8 +157,10 @@ class PseudoLabeler:
                         text_tokens=self.transcriber.tokens.without_timestamps, shard_rows=shard_rows, lease_s=lease_s,
                     )  # fmt: skip
                     labelled[split] = self._label_into(store, job, split)
-            if output_dir is not None and isinstance(dataset, dict):
-                self._save_splits(Path(output_dir), list(parts))
+            if output_dir is not None:
+                keep_run_id(output_dir)
+                if isinstance(dataset, dict):
+                    self._save_splits(Path(output_dir), list(parts))
         logger.info("%s", self.report)
         return DatasetDict(labelled) if isinstance(dataset, dict) else labelled[""]
 
@@ -167,7 +170,7 @@ class PseudoLabeler:
         """Label a stream of numbered recordings.
 
         Args:
-            rows: Pairs of a number and anything :func:`~distilwhisper.audio.load_audio` reads.
+            rows: Pairs of a number and anything `load_audio` reads.
             num_workers: Threads that read recordings while the model runs.
             on_batch: Called with numbers, labels and encoder outputs of each batch.
 

@@ -56,7 +56,7 @@ def assign_references(
 ) -> Dataset:
     """Add the column of reference transcripts that the WER filter needs to labelled windows of long recordings.
 
-    The filter judges the windows one by one, as :func:`split_reference` deals the transcripts out. Audio is not read.
+    The filter judges the windows one by one, as `split_reference` deals the transcripts out. Audio is not read.
 
     Args:
         windows: What ``PseudoLabeler.label`` made of what ``Segmenter.segment`` returned: the windows of a recording

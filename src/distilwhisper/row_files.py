@@ -69,7 +69,7 @@ def write_rows(
 
 
 def stream_rows(make_steps: Callable[[Any, Any], Iterator[Step]], features: Features | None) -> IterableDataset:
-    """Return the rows as a stream that makes them anew at each pass; arguments as for :func:`write_rows`.
+    """Return the rows as a stream that makes them anew at each pass; arguments as for `write_rows`.
 
     Audio is a plain pair of bytes and path there: streams encode what they declare as audio, which needs torchcodec.
     """

@@ -42,7 +42,7 @@ class WordErrorScorer:
         """
         rows = []
         for hypothesis_ids, reference_ids in zip(generated, references, strict=True):
-            hypothesis, reference = self._text(hypothesis_ids), self._text(reference_ids)
+            hypothesis, reference = self.text(hypothesis_ids), self.text(reference_ids)
             normalized = normalized_texts((reference, hypothesis), self.normalize)
             kinds = (
                 count_word_errors(*normalized),
@@ -70,7 +70,12 @@ class WordErrorScorer:
         prediction.predictions = self.count(prediction.predictions, prediction.label_ids)
         return self.metrics_from_counts(prediction)
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def words(self, row: Sequence[int]) -> ErrorCounts:
+        """Return the word errors, normalised, in a row of counts."""
+        return _from_row(row[:4])
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, padded or not."""
         known = [int(token) for token in ids if token != IGNORE_INDEX]
         return str(self.tokenizer.decode(known, skip_special_tokens=True)).strip()
 

@@ -80,7 +80,7 @@ def plan_windows(speech: Flags, levels: Levels, rule: CutRule | None = None) -> 
     Args:
         speech: Whether somebody speaks, ``[frames]``.
         levels: Loudness in dB, ``[frames]``.
-        rule: Lengths; default those of :class:`CutRule`.
+        rule: Lengths; default those of `CutRule`.
     """
     rule = rule or CutRule()
     longest = rule.frames("max_seconds")
@@ -147,12 +147,12 @@ class Segmenter:
 
     Args:
         max_seconds: Longest window, in seconds.
-        detector: ``silero`` (the extra ``vad``) or ``energy``, see :func:`find_speech`.
+        detector: ``silero`` (the extra ``vad``) or ``energy``, see `find_speech`.
         threshold: Probability from which on Silero's detector says speech.
-        **lengths: Other fields of :class:`CutRule`.
+        **lengths: Other fields of `CutRule`.
 
     Attributes:
-        report: What :meth:`segment` did; for a result without ``output_dir``, with what was read of it so far in this
+        report: What `segment` did; for a result without ``output_dir``, with what was read of it so far in this
             process, repeated passes included.
         set_aside: Recordings that could not be read, or not to their end: ``index``, ``id``, ``reason``, ``message``.
 
@@ -185,7 +185,7 @@ class Segmenter:
                 where it stopped. Default: nowhere, and each pass over the result cuts anew.
             audio_column: Column of the recordings.
             text_column: Column of their transcripts, if there are any: the windows do not have it (see
-                :func:`assign_references`).
+                `assign_references`).
             id_column: Column that names them, each otherwise; default ``id``, where there is one, else their number.
 
         Returns:
@@ -220,7 +220,7 @@ class Segmenter:
         """Cut one recording, and count it in the report.
 
         Args:
-            recording: Anything :func:`~distilwhisper.audio.load_audio` reads.
+            recording: Anything `load_audio` reads.
 
         Yields:
             Where a window begins, in seconds, and its samples at 16 kHz.

@@ -109,7 +109,7 @@ def generate_speculatively(
         max_new_tokens: Length limit; never more than the decoders have positions for.
         draft_tokens: Tokens that the assistant writes ahead.
         no_speech_token: Id whose probability at the start of the transcript is wanted.
-        head: What :func:`~distilwhisper.generation.output_head` returned for the model.
+        head: What `output_head` returned for the model.
         assistant_head: The same for the assistant.
         report: Counts drafts and what came of them.
 

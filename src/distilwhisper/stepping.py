@@ -18,7 +18,7 @@ class IncrementalDecoder:
     """Feeds tokens to a Whisper decoder, row by row as many as there are, and remembers their keys and values.
 
     Every row has its own length, so a batch may hold prefixes of unequal lengths, and a row may take back tokens
-    (:meth:`truncate`) that the others keep: what speculative decoding needs. The positions of a row count from its own
+    (`truncate`) that the others keep: what speculative decoding needs. The positions of a row count from its own
     start; shorter rows are filled up on the right, where later tokens overwrite the filling.
 
     Args:

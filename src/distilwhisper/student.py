@@ -33,7 +33,7 @@ def create_student(
 ) -> WhisperForConditionalGeneration:
     """Copy a teacher with some of its layers (paper, section 3.1, "shrink").
 
-    The kept layers are maximally spaced (:func:`spaced_layer_indices`) or given one by one. Everything else
+    The kept layers are maximally spaced (`spaced_layer_indices`) or given one by one. Everything else
     is copied whole; nothing is shared with the teacher, which stays as it is. ``config.distillation`` says
     which layers were kept. Alignment heads follow their layers, or go with them.
 

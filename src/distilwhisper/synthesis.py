@@ -90,7 +90,7 @@ def synthesize_corpus(config: CorpusConfig | None = None) -> DatasetDict:
     """Synthesise a corpus.
 
     Args:
-        config: Sizes, seed and shares; by default those of :class:`CorpusConfig`.
+        config: Sizes, seed and shares; by default those of `CorpusConfig`.
 
     Returns:
         The splits that are not empty. Columns: ``id``; ``audio``, FLAC bytes (16 kHz, mono, 16 bit); ``text``,

@@ -36,6 +36,7 @@ from distilwhisper.samples import EpochSampler, MapSamples, StreamedSamples, lab
 from distilwhisper.scoring import METRICS, WordErrorScorer
 from distilwhisper.student import save_processor
 from distilwhisper.trainer_displays import trainer_as_html
+from distilwhisper.training_tracker import TrainingTracker
 
 TERMS = ("kl", "pl", "mse")
 OBJECTIVE = [field.name for field in fields(Objective)]
@@ -122,6 +123,8 @@ class DistillationTrainer(Seq2SeqTrainer):
             place_teacher(self._step.teacher, args.device, dtype, head_only=cached, shares_encoder=shared)
         self._forget_terms()
         self.add_callback(_StartOfEpochs(self))
+        self._tracker = TrainingTracker(self, self._scorer)
+        self.callback_handler.callbacks.insert(0, self._tracker)  # before those of Transformers open their runs
 
     @property
     def teacher_model(self) -> Any:
@@ -238,11 +241,13 @@ class DistillationTrainer(Seq2SeqTrainer):
         finally:
             self.callback_handler.callbacks = callbacks
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Run an evaluation or prediction; every sample counts once, whatever the number of processes."""
         # Seq2SeqTrainer keeps the copies with which the last batches are filled up.
         self.gather_function = self.accelerator.gather_for_metrics
-        return super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        self._tracker.log_predictions(dataloader, kwargs.get("metric_key_prefix", "eval"))
+        return output
 
     def prediction_step(
         self,
@@ -258,7 +263,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         batches and processes, and take no room.
         """
         inputs = self._prepare_inputs(inputs)
-        references, prefix = inputs.pop("reference_ids", None), inputs.pop("prefix_ids", None)
+        references, prefix, rows = (inputs.pop(name, None) for name in ("reference_ids", "prefix_ids", "rows"))
         with torch.no_grad():
             loss, *_, encoder_states = model(distillation_step=self._step, distillation_batch=inputs)
         if not self.args.predict_with_generate or prediction_loss_only or prefix is None or references is None:
@@ -276,7 +281,9 @@ class DistillationTrainer(Seq2SeqTrainer):
                 num_beams=settings.get("num_beams") or self.args.generation_num_beams or 1,
             ).ids
         if self._counts_words:
-            counts = torch.tensor(self._scorer.count(generated, references.tolist()), device=loss.device)
+            counted = self._scorer.count(generated, references.tolist())
+            self._tracker.note(rows, generated, references, counted)
+            counts = torch.tensor(counted, device=loss.device)
             return loss, counts, counts
         # One width for all batches: what fills them up to it later is no token.
         pad = self.data_collator.tokens.end_of_text

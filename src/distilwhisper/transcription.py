@@ -176,12 +176,12 @@ class Transcriber:
         """Transcribe one recording, or several.
 
         Args:
-            audio: Anything :func:`~distilwhisper.audio.load_audio` reads; or a list of such; or a data set; or a
-                directory that :func:`~distilwhisper.loading.load_speech` reads.
+            audio: Anything `load_audio` reads; or a list of such; or a data set; or a
+                directory that `load_speech` reads.
             audio_column: Column of the recordings in a data set.
 
         Returns:
-            A :class:`~distilwhisper.transcripts.Transcript`, or a list of them in the order of the recordings.
+            A `Transcript`, or a list of them in the order of the recordings.
 
         Raises:
             AudioError: For the first recording that is unusable, or longer than the window if ``long_form`` is None.
@@ -215,7 +215,7 @@ class Transcriber:
         the number of recordings, nor with the length of a file.
 
         Args:
-            recordings: Pairs of a name and whatever :func:`~distilwhisper.audio.load_audio` reads.
+            recordings: Pairs of a name and whatever `load_audio` reads.
             num_workers: Threads that read and resample while the model runs; 0 for none.
             on_batch: Called with the names, transcripts and encoder outputs of each batch; recordings longer than the
                 window are not among them.
@@ -272,7 +272,7 @@ class Transcriber:
         """Return the log-mel features of recordings, padded to the window: ``[recordings, mels, frames]``.
 
         Args:
-            audio: Mono samples at :attr:`sampling_rate`, each ``[samples]``.
+            audio: Mono samples at `sampling_rate`, each ``[samples]``.
         """
         extractor = self.processor.feature_extractor
         features = extractor(
@@ -292,7 +292,7 @@ class Transcriber:
         Args:
             input_features: ``[batch, mels, frames]``, padded to the window.
             durations_s: Lengths of the recordings, in seconds; default the window.
-            head: What :func:`output_head` returned for this model, where many batches follow.
+            head: What `output_head` returned for this model, where many batches follow.
         """
         durations = durations_s or [self.window_s] * len(input_features)
         return self.transcribe_states(
@@ -300,7 +300,7 @@ class Transcriber:
         )
 
     def transcribe_states(self, states: States, durations_s: Sequence[float], head: Head) -> list[Transcript]:
-        """Transcribe one batch of encoder outputs; see :meth:`transcribe_features`."""
+        """Transcribe one batch of encoder outputs; see `transcribe_features`."""
         windows = self._decode(states, durations_s, head)
         return [self._transcript(window, duration) for window, duration in zip(windows, durations_s, strict=True)]
 

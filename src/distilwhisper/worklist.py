@@ -39,7 +39,7 @@ class ClaimLostError(Exception):
 
 
 class Claim:
-    """One piece of work that this process does; leave it as a context, or by :meth:`finish`.
+    """One piece of work that this process does; leave it as a context, or by `finish`.
 
     Attributes:
         number: Which piece.

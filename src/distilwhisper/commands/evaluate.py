@@ -28,6 +28,7 @@ class Arguments:
     batch_size: int = field(default=16, metadata={"help": "Recordings at a time."})
     latency_samples: int = field(default=20, metadata={"help": "Recordings that the speed is measured on."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results, for report too."})
+    report_to: str = field(default="none", metadata={"help": "wandb, tensorboard, all or none."})
 
 
 OPTIONS = (Arguments,)
@@ -37,6 +38,7 @@ def run(args: Arguments) -> str:
     """Evaluate one model, or two side by side; return the tables."""
     from distilwhisper.benchmarks import compare_latency
     from distilwhisper.evaluation import evaluate
+    from distilwhisper.stage_trackers import track_evaluation
     from distilwhisper.transcription import Transcriber
 
     sets = load_named(args.data)
@@ -54,6 +56,10 @@ def run(args: Arguments) -> str:
         audio = first.select(range(min(args.latency_samples, len(first))))["audio"]
         latency = compare_latency(models["student"], models["teacher"], audio)
         tables.append(str(latency))
+    teacher = results.get("teacher")
+    track_evaluation(
+        args.report_to, args.model, results["student"], sets, text_column=args.text_column, teacher=teacher
+    )
     if args.output:
         document = evaluation_document(
             {name: model.model for name, model in models.items()},

@@ -14,6 +14,7 @@ from distilwhisper.filter_reports import threshold_sweep, write_filter_report
 from distilwhisper.filtering import LabelFilter, WERFilter
 from distilwhisper.label_rules import RECOMMENDED_RULES
 from distilwhisper.loading import load_speech
+from distilwhisper.stage_trackers import track_filter
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Arguments:
     by: list[str] = field(default_factory=list, metadata={"help": "Columns by whose values the report counts too."})
     plots: bool = field(default=False, metadata={"help": "Write report.md with plots too (needs matplotlib)."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that compare texts."})
+    report_to: str = field(default="none", metadata={"help": "wandb, tensorboard, all or none."})
+    log_audio: int = field(default=0, metadata={"help": "Recordings of dropped labels that go there too."})
 
 
 OPTIONS = (Arguments,)
@@ -53,10 +56,24 @@ def run(args: Arguments) -> str:
             data = label_filter.score(data, **options)
             sweep = threshold_sweep(data)
     kept = label_filter.filter(data, by=args.by, **options)
+    if not label_filter.report.kept.samples:
+        reasons = {reason: tally.samples for reason, tally in label_filter.report.reasons.items() if tally.samples}
+        raise ValueError(
+            f"the filter keeps nothing: {reasons or 'there are no samples'}. Is the language right, do the "
+            "transcripts belong to these recordings?"
+        )
     kept.save_to_disk(args.output_dir)
     label_filter.dropped.to_json(Path(args.output_dir) / "dropped.jsonl", force_ascii=False)
     if args.plots:
         write_filter_report(label_filter.report, args.output_dir, sweep)
     else:
         (Path(args.output_dir) / "report.json").write_text(label_filter.report.to_json())
+    track_filter(
+        args.report_to,
+        args.output_dir,
+        label_filter,
+        data,
+        reference_column=options.get("reference_column"),
+        log_audio=args.log_audio,
+    )
     return f"{label_filter.report}\nsaved in {args.output_dir}"

@@ -50,6 +50,7 @@ class Arguments:
         default=None,
         metadata={"help": "Column of speakers; with it, labels get the speaker's previous text as prompt."},
     )
+    report_to: str = field(default="none", metadata={"help": "wandb, tensorboard, all or none."})
 
 
 OPTIONS = (Arguments,)
@@ -60,6 +61,7 @@ def run(args: Arguments) -> str:
     import torch
 
     from distilwhisper.pseudo_labels import PseudoLabeler
+    from distilwhisper.stage_trackers import track_labels
 
     labeler = PseudoLabeler(
         args.model,
@@ -83,4 +85,5 @@ def run(args: Arguments) -> str:
         encoder_dtype=args.encoder_dtype,
         shard_rows=args.shard_rows,
     )
+    track_labels(args.report_to, args.output_dir)
     return f"{labeler.report}\nsaved in {args.output_dir}"

@@ -1,6 +1,6 @@
 """Students for other runtimes: one module a format, one check for all of them.
 
-A format is a module with two functions, and a line in :data:`FORMATS`::
+A format is a module with two functions, and a line in `FORMATS`::
 
     def write(model, processor, output_dir: Path, *, dtype: str = ...) -> None
     def run(export_dir: Path, features, prompt: list[int], max_new_tokens: int) -> list[list[int]]

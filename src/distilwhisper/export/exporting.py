@@ -38,10 +38,10 @@ def export_model(
 
     Args:
         model_dir: Directory or Hub id of a Whisper with its processor.
-        format: One of :data:`~distilwhisper.export.FORMATS`.
+        format: One of `FORMATS`.
         output_dir: Where to; made with its parents.
         check: Run the export in its runtime and compare the tokens with those of Transformers.
-        audio: Recordings for the check, anything :func:`~distilwhisper.audio.load_audio` reads, of which the first
+        audio: Recordings for the check, anything `load_audio` reads, of which the first
             window is heard; by default a few sentences said by eSpeak NG or, if that is missing, tones.
         language: Language of the recordings; default English.
         overwrite: Replace what is in ``output_dir``.

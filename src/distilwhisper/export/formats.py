@@ -31,7 +31,7 @@ def check_dtype(dtype: str, allowed: Collection[str]) -> None:
 
 @dataclass(frozen=True)
 class Format:
-    """A format of :func:`~distilwhisper.export.export_model`.
+    """A format of `export_model`.
 
     Attributes:
         module: The module of ``distilwhisper.export`` that writes and runs it.

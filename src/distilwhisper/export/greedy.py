@@ -66,7 +66,7 @@ def forced_logits(decode: Decode, prompt: list[int], tokens: list[int]) -> npt.N
     """Return the logits behind a prompt and each of the tokens that follow it, ``[tokens + 1, vocabulary]``.
 
     Args:
-        decode: As for :func:`greedy`.
+        decode: As for `greedy`.
         prompt: Ids that open the transcript.
         tokens: Its ids.
     """

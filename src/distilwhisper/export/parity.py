@@ -116,7 +116,7 @@ def check_parity(
         export_dir: The export.
         format: Its format.
         dtype: Its number type or quantisation.
-        audio: Recordings, of which the first window is heard; by default :func:`builtin_audio`.
+        audio: Recordings, of which the first window is heard; by default `builtin_audio`.
         language: Their language; default English.
 
     Raises:
