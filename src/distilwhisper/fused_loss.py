@@ -156,7 +156,7 @@ def _logits(states: Tensor, head: Tensor) -> Tensor:
     For these shapes oneDNN's linear is up to twice as fast on CPUs as the BLAS behind ``torch.mm``.
     """
     if states.dtype == torch.float32 and not states.is_cuda and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return torch.ops.mkldnn._linear_pointwise(states, head, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(states, head, None, "none", [], "")  # type: ignore[no-any-return]
     return _product(states, head.t())
 
 

@@ -56,10 +56,8 @@ def run(args: Arguments) -> str:
         audio = first.select(range(min(args.latency_samples, len(first))))["audio"]
         latency = compare_latency(models["student"], models["teacher"], audio)
         tables.append(str(latency))
-    teacher = results.get("teacher")
-    track_evaluation(
-        args.report_to, args.model, results["student"], sets, text_column=args.text_column, teacher=teacher
-    )
+    text, teacher = args.text_column, results.get("teacher")
+    track_evaluation(args.report_to, args.model, results["student"], sets, text_column=text, teacher=teacher)
     if args.output:
         document = evaluation_document(
             {name: model.model for name, model in models.items()},
