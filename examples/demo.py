@@ -33,7 +33,6 @@ from transformers import (
 from distilwhisper import (
     DistillationTrainer,
     DistillationTrainingArguments,
-    EvaluationResult,
     PseudoLabeler,
     Transcriber,
     WERFilter,
@@ -46,6 +45,7 @@ from distilwhisper.benchmarks import measure_latencies
 from distilwhisper.modeling import matched_teacher_layers
 from distilwhisper.report_sections import describe_dataset
 from distilwhisper.reports import DistillationReport, ModelResult
+from distilwhisper.results import worst_examples
 from distilwhisper.stages import Stages
 from distilwhisper.student import spaced_layer_indices
 from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
@@ -127,19 +127,6 @@ def train(args: Arguments, student: Path, labels: Path, states: Path, validation
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.save_model()
     trainer.save_state()
-
-
-def worst_examples(test: dict[str, Dataset], teacher: EvaluationResult, student: EvaluationResult) -> list[dict]:
-    """Return the transcripts of each set in which the student is wrong in most words."""
-    examples = []
-    for name, rows in test.items():
-        errors = {index: counts.errors for index, counts in student.sets[name].counts.items()}
-        for index in sorted(errors, key=errors.__getitem__, reverse=True)[:3]:
-            texts = {
-                who: one.sets[name].transcripts[index] for who, one in (("teacher", teacher), ("student", student))
-            }
-            examples.append({"set": name, "reference": rows[index]["text"], **texts})
-    return examples
 
 
 def main() -> None:
@@ -229,7 +216,9 @@ def main() -> None:
         out_of_distribution=OUT_OF_DISTRIBUTION,
         filter=json.loads((kept_dir / "filter.json").read_text()) if args.filter == "on" else None,
         training_log=state["log_history"],
-        examples=worst_examples(test, results["teacher"], results["student"]),
+        examples=worst_examples(
+            {name: rows["text"] for name, rows in test.items()}, results["teacher"], results["student"]
+        ),
         data=[describe_dataset(name, rows, source="synthesised by eSpeak NG") for name, rows in corpus.items()],
         settings={
             "command": shlex.join(["python", *sys.argv]),

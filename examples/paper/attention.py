@@ -6,7 +6,8 @@ Flash Attention 2 is measured where the package ``flash-attn`` and a GPU that it
 """
 
 import torch
-from common import Lab, Row, main
+from common import Lab, main
+from rates import Row
 from transformers.utils import is_flash_attn_2_available
 
 from distilwhisper.benchmarks import measure_latencies

@@ -3,7 +3,8 @@
 python examples/paper/headline.py
 """
 
-from common import Lab, Row, estimate, main, millions
+from common import Lab, main, millions
+from rates import Row, estimate
 
 from distilwhisper.benchmarks import measure_latencies
 from distilwhisper.plots import plot_trade_off

@@ -5,7 +5,8 @@ python examples/paper/long_form.py --teacher openai/whisper-small.en --train moz
         --long_id ted=tedlium:test --long_ood meanwhile=meanwhile:test --learning_rate 1e-4     # with network access
 """
 
-from common import Lab, Row, average_groups, bar_chart, estimate, main
+from common import Lab, main
+from rates import Rates, Row, average_groups
 
 from distilwhisper import EvaluationResult
 from distilwhisper.plots import plot_bars, plot_error_kinds
@@ -20,23 +21,17 @@ def run(lab: Lab) -> None:
         for algorithm in ("sequential", "chunked")
         for name, model in models.items()
     }
+    title = "Tables 17 and 18: word error rates of long recordings"
+    rates = lab.write_rates("table_17_18", title, results, lab.long_in_distribution)
     groups = average_groups(lab.long_sets, lab.long_in_distribution)
-    rates_by_algorithm(lab, results, groups)
-    errors_by_kind(lab, results, groups)
-
-
-def rates_by_algorithm(lab: Lab, results: dict[str, EvaluationResult], groups: dict[str, list[str]]) -> None:
-    rates = {
-        model: {name: estimate(result, sets, lab.args.seed) for name, sets in groups.items()}
-        for model, result in results.items()
-    }
-    rows: list[Row] = [{"set": name} | {f"{model} (%)": rates[model][name] for model in rates} for name in groups]
-    chart = bar_chart(rates, "Word error rates of long recordings by model and algorithm")
-    lab.write("table_17_18", "Tables 17 and 18: word error rates of long recordings", rows, chart)
-
-    slowest = seconds(results["teacher, sequential"])
     summary = "OOD average" if "OOD average" in groups else "average"
-    rows = [
+    algorithms(lab, results, rates, summary)
+    errors_by_kind(lab, results, groups, summary)
+
+
+def algorithms(lab: Lab, results: dict[str, EvaluationResult], rates: Rates, summary: str) -> None:
+    slowest = seconds(results["teacher, sequential"])
+    rows: list[Row] = [
         {
             "model": name.split(", ")[0],
             "algorithm": name.split(", ")[1],
@@ -60,7 +55,7 @@ def seconds(result: EvaluationResult) -> float:
     return sum(part.seconds for part in result.sets.values())
 
 
-def errors_by_kind(lab: Lab, results: dict[str, EvaluationResult], groups: dict[str, list[str]]) -> None:
+def errors_by_kind(lab: Lab, results: dict[str, EvaluationResult], groups: dict[str, list[str]], summary: str) -> None:
     rows: list[Row] = []
     for name, sets in groups.items():
         repeats = {model: result.macro_average(sets, "repeated_5grams") for model, result in results.items()}
@@ -68,7 +63,6 @@ def errors_by_kind(lab: Lab, results: dict[str, EvaluationResult], groups: dict[
         for kind, rate in KINDS.items():
             rates = {model: 100 * result.macro_average(sets, rate) for model, result in results.items()}
             rows.append({"set": name, "measure": f"{kind} (%)", **rates})
-    summary = "OOD average" if "OOD average" in groups else "average"
     names = {"insertions": "ier", "substitutions": "ser", "deletions": "der"}
     kinds = {
         model: {name: 100 * result.macro_average(groups[summary], rate) for name, rate in names.items()}

@@ -7,11 +7,13 @@ import shlex
 import sys
 
 import noise
-from common import Lab, Row, main, versions
+from common import Lab, main
+from rates import versions
 
 from distilwhisper.benchmarks import measure_latencies
 from distilwhisper.report_sections import describe_dataset
 from distilwhisper.reports import DistillationReport, ModelResult
+from distilwhisper.results import worst_examples
 
 BATCH_SIZES = (1, 4, 16)
 
@@ -44,7 +46,9 @@ def run(lab: Lab) -> None:
         in_distribution=lab.in_distribution,
         out_of_distribution=lab.out_of_distribution,
         filter=lab.kept()[1],
-        examples=worst(lab, results),
+        examples=worst_examples(
+            {name: rows[lab.args.text_column] for name, rows in lab.short_sets.items()}, *results.values()
+        ),
         data=[describe_dataset(name, rows, text_column=lab.args.text_column) for name, rows in lab.short_sets.items()],
         settings={
             "command": shlex.join(["python", *sys.argv]),
@@ -54,17 +58,6 @@ def run(lab: Lab) -> None:
     )
     page = report.write(lab.results_dir)
     print(f"\n{report}\n\n{page}", flush=True)
-
-
-def worst(lab: Lab, results: dict, count: int = 3) -> list[Row]:
-    """Return the transcripts of each set in which the student is wrong in most words."""
-    examples = []
-    for name, rows in lab.short_sets.items():
-        errors = {index: counts.errors for index, counts in results["student"].sets[name].counts.items()}
-        for index in sorted(errors, key=errors.__getitem__, reverse=True)[:count]:
-            texts = {who: result.sets[name].transcripts[index] for who, result in results.items()}
-            examples.append({"set": name, "reference": rows[index][lab.args.text_column], **texts})
-    return examples
 
 
 if __name__ == "__main__":

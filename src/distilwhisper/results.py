@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
@@ -236,6 +236,27 @@ def relative_error_rates(baseline: EvaluationResult, model: EvaluationResult) ->
         raise ValueError(f"the models were evaluated on different sets: {[*baseline.sets]} and {[*model.sets]}")
     rates = {name: (result.wer, model.sets[name].wer) for name, result in baseline.sets.items()}
     return {name: (new - old) / old if old else math.nan for name, (old, new) in rates.items()}
+
+
+def worst_examples(
+    references: Mapping[str, Sequence[str]], teacher: EvaluationResult, student: EvaluationResult, count: int = 3
+) -> list[dict[str, str]]:
+    """Return the transcripts of each set in which the student is wrong in most words, as a report shows them.
+
+    Args:
+        references: Name of a set to its reference transcripts.
+        teacher: The teacher's result on these sets.
+        student: The student's.
+        count: Examples of each set.
+    """
+    examples = []
+    for name, texts in references.items():
+        errors = {index: counts.errors for index, counts in student.sets[name].counts.items()}
+        for index in sorted(errors, key=errors.__getitem__, reverse=True)[:count]:
+            heard = (("teacher", teacher), ("student", student))
+            transcripts = {who: result.sets[name].transcripts[index] for who, result in heard}
+            examples.append({"set": name, "reference": texts[index], **transcripts})
+    return examples
 
 
 def _finite(rate: float) -> float | None:
