@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TEACHER, audio_dataset, encoded, tiny_whisper, tone
+from conftest import REPOSITORY, TEACHER, audio_dataset, encoded, spoken, tiny_whisper, tone
 
 from distilwhisper import Transcriber, load_audio
 from distilwhisper.generation import encode
@@ -72,23 +72,18 @@ def whole(model, states, ids, layers):
     return model.proj_out(decoder.layer_norm(hidden))[0].argmax(-1).tolist()
 
 
-def test_early_exit_looks_back_at_the_state_with_which_a_token_left(modules, processor):
+def test_early_exit_looks_back_at_the_state_with_which_a_token_left(modules, processor, teacher):
     from early_exit import EarlyExit
 
-    model = tiny_whisper(seed=3)
-    model.generation_config.suppress_tokens = model.generation_config.begin_suppress_tokens = None
-    transcriber = Transcriber(model, processor, language="en")
+    transcriber = Transcriber(teacher, processor, language="en")
     prefix = transcriber.tokens.prefix("en", "transcribe", timestamps=False)
-    features = transcriber.extract_features([tone(1.0)])
-    used = set()
-    for threshold in (0.9, 0.5, 0.1, 0.0):
-        ids, layers = EarlyExit(model, prefix, 12)(features, threshold)
-        used |= set(layers)
-        # The last step gives the last token and reads none; the whole prefix goes through all layers.
-        depths = [4] * len(prefix) + layers[1:]
-        written = whole(model, encode(model, features), [*prefix, *ids[:-1]], depths)
-        assert written[len(prefix) - 1 :] == ids
-    assert len(used) > 2
+    features = transcriber.extract_features(spoken(1))
+    ids, layers = EarlyExit(teacher, prefix, 30)(features, 0.5)
+    # The last step gives the last token and reads none; the whole prefix goes through all layers.
+    depths = [teacher.config.decoder_layers] * len(prefix) + layers[1:]
+    written = whole(teacher, encode(teacher, features), [*prefix, *ids[:-1]], depths)
+    assert written[len(prefix) - 1 :] == ids
+    assert len(set(layers)) > 2
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
