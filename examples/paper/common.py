@@ -72,8 +72,8 @@ class Arguments:
             "choices": ["blocks", "spaced"],
         },
     )
-    updates: int = field(default=150, metadata={"help": "Updates of students to compare (paper: 10,000)."})
-    final_updates: int = field(default=600, metadata={"help": "Updates of the final student (paper: 80,000)."})
+    updates: int = field(default=100, metadata={"help": "Updates of students to compare (paper: 10,000)."})
+    final_updates: int = field(default=400, metadata={"help": "Updates of the final student (paper: 80,000)."})
     batch_size: int = field(default=16, metadata={"help": "Samples of an update (paper: 256)."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate (paper: 1e-4)."})
     cache: bool = field(default=True, metadata={"help": "Keep encoder and teacher states on disk for the training."})

@@ -6,33 +6,33 @@ python examples/paper/report.py
 import shlex
 import sys
 
+import attention
 import noise
 from common import Lab, main
 from rates import versions
 
-from distilwhisper.benchmarks import measure_latencies
 from distilwhisper.report_sections import describe_dataset
 from distilwhisper.reports import DistillationReport, ModelResult
 from distilwhisper.results import worst_examples
 
-BATCH_SIZES = (1, 4, 16)
-
 
 def run(lab: Lab) -> None:
     models = {"teacher": lab.args.teacher, "student": lab.final_student()}
-    transcribers = {name: lab.transcriber(model) for name, model in models.items()}
     results = {name: lab.result(model) for name, model in models.items()}
-    audio = lab.speed_audio()
-    times = {size: measure_latencies(transcribers, audio, batch_size=size) for size in BATCH_SIZES}
+    times = {
+        name: {size: by_name[f"{name}, sdpa"] for size, by_name in attention.measured(lab).items()} for name in models
+    }
     in_noise = noise.results(lab)
     described = [
         ModelResult.from_evaluation(
             name,
-            transcribers[name].model,
+            lab.transcriber(models[name]).model,
             results[name],
-            latency_ms=1000 * times[1][name].median_s,
-            relative_latency=times[1]["teacher"].median_s / times[1][name].median_s,
-            latency_by_batch=[[size, 1000 * sum(times[size][name].seconds) / len(audio)] for size in BATCH_SIZES],
+            latency_ms=1000 * times[name][1]["median_s"],
+            relative_latency=times["teacher"][1]["median_s"] / times[name][1]["median_s"],
+            latency_by_batch=[
+                [size, 1000 * sum(one["seconds"]) / len(times[name][1]["seconds"])] for size, one in times[name].items()
+            ],
             wer_by_snr={
                 kind: [[level, in_noise[name].sets[f"{kind} {level}"].wer] for level in noise.LEVELS_DB]
                 for kind in noise.NOISES
