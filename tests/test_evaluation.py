@@ -12,7 +12,7 @@ from datasets import DatasetDict
 
 from distilwhisper.evaluation import evaluate
 from distilwhisper.metrics import ErrorCounts, count_repeated_ngrams
-from distilwhisper.results import EvaluationResult, SetResult, relative_error_rates
+from distilwhisper.results import EvaluationResult, SetResult, relative_error_rates, worst_examples
 from distilwhisper.transcription import Transcriber
 
 RECORDINGS = [encoded(tone(0.5 + index / 4, 200 + 90 * index)) for index in range(4)]
@@ -176,6 +176,14 @@ def test_relative_error_rates_are_those_of_table_6_of_the_paper():
     assert rates == {"giga": pytest.approx(-2 / 107), "chime": pytest.approx(22 / 118)}
     with pytest.raises(ValueError, match="different sets"):
         relative_error_rates(result(1, 1), EvaluationResult({}))
+
+
+def test_the_worst_examples_are_those_with_most_errors_of_the_student(transcriber, heard):
+    texts = [heard[0], "zzz " + heard[1], "zzz zzz zzz " + heard[2], heard[3]]
+    result = evaluate(transcriber, {"clean": audio_dataset(RECORDINGS, text=texts)})
+    examples = worst_examples({"clean": texts}, result, result, count=2)
+    assert [example["reference"] for example in examples] == [texts[2], texts[1]]
+    assert examples[0] == {"set": "clean", "reference": texts[2], "teacher": heard[2], "student": heard[2]}
 
 
 PROGRAM = """

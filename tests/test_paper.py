@@ -7,12 +7,15 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, TEACHER, audio_dataset, encoded, tiny_whisper, tone
+import torch
+from conftest import REPOSITORY, TEACHER, audio_dataset, encoded, spoken, tiny_whisper, tone
 
 from distilwhisper import Transcriber, load_audio
+from distilwhisper.generation import encode
 
 PAPER = REPOSITORY / "examples" / "paper"
-SCRIPTS = sorted(path.name for path in PAPER.glob("*.py") if path.stem != "common")
+HELPERS = ("common", "rates", "recordings")
+SCRIPTS = sorted(path.name for path in PAPER.glob("*.py") if path.stem not in HELPERS)
 
 
 @pytest.fixture
@@ -23,11 +26,11 @@ def modules(monkeypatch):
 
 
 def test_noise_has_the_asked_for_power_below_that_of_each_recording(modules):
-    import common
+    import recordings
 
     clean = [tone(1.0), 0.1 * tone(0.5)]
     rows = audio_dataset([encoded(samples) for samples in clean], text=["a", "b"])
-    noisy = common.with_noise(rows, common.white_noise(2), 10.0)
+    noisy = recordings.with_noise(rows, recordings.white_noise(2), 10.0)
     for samples, row in zip(clean, noisy, strict=True):
         noise = load_audio(row["audio"], 16_000) - samples
         assert 10 * np.log10(np.mean(samples**2) / np.mean(noise**2)) == pytest.approx(10, abs=0.1)
@@ -35,10 +38,10 @@ def test_noise_has_the_asked_for_power_below_that_of_each_recording(modules):
 
 
 def test_recordings_without_a_level_stay_as_they_are(modules):
-    import common
+    import recordings
 
     rows = audio_dataset([encoded(tone(0.5))], text=["a"])
-    same = common.with_noise(rows, common.white_noise(1), np.array([np.inf]))
+    same = recordings.with_noise(rows, recordings.white_noise(1), np.array([np.inf]))
     assert load_audio(same[0]["audio"], 16_000) == pytest.approx(tone(0.5), abs=1e-4)
 
 
@@ -55,6 +58,32 @@ def test_early_exit_at_threshold_1_gives_the_tokens_of_the_whole_decoder_and_bel
     assert ids[: len(transcriber(tone(1.0)).tokens)] == transcriber(tone(1.0)).tokens
     assert set(layers) == {4}
     assert sum(decode(features, 0.0)[1][1:]) == len(decode(features, 0.0)[1][1:])  # one layer each
+
+
+@torch.inference_mode()
+def whole(model, states, ids, layers):
+    """What the decoder says next after each of ids, nothing cached: a position keeps the state that it left with."""
+    decoder, count = model.model.decoder, len(ids)
+    hidden = decoder.embed_tokens(torch.tensor([ids])) + decoder.embed_positions.weight[:count]
+    mask = torch.full((count, count), -torch.inf).triu(1)[None, None]
+    for number, layer in enumerate(decoder.layers):
+        inside = torch.tensor(layers)[None, :, None] > number
+        hidden = torch.where(inside, layer(hidden, attention_mask=mask, encoder_hidden_states=states), hidden)
+    return model.proj_out(decoder.layer_norm(hidden))[0].argmax(-1).tolist()
+
+
+def test_early_exit_looks_back_at_the_state_with_which_a_token_left(modules, processor, teacher):
+    from early_exit import EarlyExit
+
+    transcriber = Transcriber(teacher, processor, language="en")
+    prefix = transcriber.tokens.prefix("en", "transcribe", timestamps=False)
+    features = transcriber.extract_features(spoken(1))
+    ids, layers = EarlyExit(teacher, prefix, 30)(features, 0.5)
+    # The last step gives the last token and reads none; the whole prefix goes through all layers.
+    depths = [teacher.config.decoder_layers] * len(prefix) + layers[1:]
+    written = whole(teacher, encode(teacher, features), [*prefix, *ids[:-1]], depths)
+    assert written[len(prefix) - 1 :] == ids
+    assert len(set(layers)) > 2
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -5,7 +5,8 @@
 The lengths are the same shares of the model's window as the paper's 30, 25, 20, 15 and 10 s are of 30 s.
 """
 
-from common import WINDOW_SHARES, Lab, Row, curve_chart, estimate, main
+from common import WINDOW_SHARES, Lab, main
+from rates import Row, curve_chart, estimate
 
 
 def run(lab: Lab) -> None:

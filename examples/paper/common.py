@@ -1,23 +1,19 @@
 """What the experiments share: arguments, data, labels, students and results, each made once and found again."""
 
-import csv
 import json
 import logging
-import os
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import transformers
-from datasets import Audio, Dataset, DatasetDict, load_from_disk
+from datasets import Dataset, DatasetDict, load_from_disk
+from rates import Estimate, Rates, Row, average_groups, bar_chart, estimate, write_table
+from recordings import RATE, UTTERANCES, join, pub_noise, with_noise
 from transformers import HfArgumentParser, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper import (
@@ -33,19 +29,14 @@ from distilwhisper import (
     load_audio,
     load_speech,
 )
-from distilwhisper.audio import encode_audio
 from distilwhisper.charts import Chart
-from distilwhisper.plots import plot_bars, plot_curves
+from distilwhisper.modeling import matched_teacher_layers
 from distilwhisper.stages import Stages
-from distilwhisper.synthesis import CorpusConfig, add_noise, babble_noise, synthesize_corpus
-from distilwhisper.tables import markdown_table
+from distilwhisper.student import spaced_layer_indices
+from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
 
-RATE = 16_000
 WINDOW_SHARES = {30: 1.0, 25: 5 / 6, 20: 2 / 3, 15: 1 / 2, 10: 1 / 3}
 """The chunk lengths of the paper in seconds, as shares of Whisper's window of 30 s."""
-
-UTTERANCES = 20
-"""Of a long recording that is joined: over a minute."""
 
 _SET = "name=source or name=source:split; repeat or list."
 
@@ -73,30 +64,24 @@ class Arguments:
     text_column: str = field(default="text", metadata={"help": "Column of the reference transcripts."})
     threshold: float = field(default=0.10, metadata={"help": "Highest word error rate of a label that is kept."})
     decoder_layers: int = field(default=2, metadata={"help": "Decoder layers of a student."})
-    updates: int = field(default=150, metadata={"help": "Updates of students to compare (paper: 10,000)."})
-    final_updates: int = field(default=600, metadata={"help": "Updates of the final student (paper: 80,000)."})
+    layers: str = field(
+        default="blocks",
+        metadata={
+            "help": "Where they come from: spaced, which is the first, the last and those between (the paper's "
+            "choice), or blocks, the last of each of as many blocks of the teacher's layers, which distil better here.",
+            "choices": ["blocks", "spaced"],
+        },
+    )
+    updates: int = field(default=100, metadata={"help": "Updates of students to compare (paper: 10,000)."})
+    final_updates: int = field(default=400, metadata={"help": "Updates of the final student (paper: 80,000)."})
     batch_size: int = field(default=16, metadata={"help": "Samples of an update (paper: 256)."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate (paper: 1e-4)."})
     cache: bool = field(default=True, metadata={"help": "Keep encoder and teacher states on disk for the training."})
     train_samples: int = field(default=1_600, metadata={"help": "Utterances to synthesise for training."})
     test_samples: int = field(default=150, metadata={"help": "Utterances to synthesise for each test set."})
-    long_samples: int = field(default=3, metadata={"help": "Long recordings to make of each test set."})
+    long_samples: int = field(default=6, metadata={"help": "Long recordings to make of each test set."})
     speed_samples: int = field(default=16, metadata={"help": "Utterances that speed is measured on."})
     seed: int = field(default=1, metadata={"help": "Of corpus, training and intervals."})
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1f} ({self.low:.1f} to {self.high:.1f})"
-
-
-Row = Mapping[str, str | int | float | Estimate | None]
 
 
 class Lab:
@@ -149,13 +134,17 @@ class Lab:
         """Test sets of long recordings; by default the short ones joined, with pauses between the sentences."""
         if given := self.args.long_id + self.args.long_ood:
             return load_sets(given)
-        names = list(self.short_sets)
+        args, names = self.args, list(self.short_sets)
 
         def make(folder: Path) -> None:
-            joined = {name: join(self.short_sets[name], self.args) for name in names}
+            joined = {
+                name: join(self.short_sets[name], args.long_samples, args.text_column, args.seed) for name in names
+            }
             DatasetDict(joined).save_to_disk(folder)
 
-        folder = self.stages.run("long", make, **self._needs(), samples=self.args.long_samples, sets=names)
+        folder = self.stages.run(
+            "long", make, **self._needs(), samples=args.long_samples, utterances=UTTERANCES, sets=names
+        )
         return dict(load_from_disk(str(folder)))
 
     @property
@@ -238,7 +227,7 @@ class Lab:
         settings = {
             "updates": updates or args.updates,
             "samples": min(samples or len(labels), len(labels)),
-            "decoder_layers": decoder_layers or args.decoder_layers,
+            "decoder_layers": self._decoder_layers(decoder_layers or args.decoder_layers),
             "encoder_layers": encoder_layers,
             "batch_size": args.batch_size,
             "learning_rate": args.learning_rate,
@@ -253,6 +242,12 @@ class Lab:
         stage = f"student-{name}"
         return self.stages.run(stage, make, after=[f"kept-{threshold:g}"], resumes=True, **settings)
 
+    def _decoder_layers(self, count: int) -> list[int]:
+        """Return the teacher's decoder layers that a student of so many starts from."""
+        total = WhisperConfig.from_pretrained(self.args.teacher).decoder_layers
+        blocks = self.args.layers == "blocks"
+        return matched_teacher_layers(count, total) if blocks else spaced_layer_indices(total, count)
+
     def final_student(self) -> Path:
         """Return the student that was trained for longest."""
         return self.student("final", updates=self.args.final_updates)
@@ -264,7 +259,10 @@ class Lab:
         cached = args.cache and frozen and not objective.get("mse_weight")
         trainer = DistillationTrainer(
             model=create_student(
-                args.teacher, settings["decoder_layers"], settings["encoder_layers"], dtype=torch.float32
+                args.teacher,
+                decoder_layer_indices=settings["decoder_layers"],
+                encoder_layers=settings["encoder_layers"],
+                dtype=torch.float32,
             ),
             teacher_model=WhisperForConditionalGeneration.from_pretrained(args.teacher, dtype=torch.float32),
             args=DistillationTrainingArguments(
@@ -324,82 +322,47 @@ class Lab:
         count = min(times * self.args.speed_samples, len(rows))
         return [load_audio(row["audio"], RATE) for row in rows.select(range(count))]
 
-    @property
-    def results_dir(self) -> Path:
-        """Where tables and figures go."""
-        return self.args.results_dir or self.args.output_dir / "results"
-
     def averages(self, result: EvaluationResult) -> dict[str, Estimate]:
         """Return the macro-averages in and out of distribution and over all sets, in percent, with intervals."""
         groups = {"ID": self.in_distribution, "OOD": self.out_of_distribution, "all": [*self.short_sets]}
         return {f"{name} WER (%)": estimate(result, sets, self.args.seed) for name, sets in groups.items() if sets}
 
+    @property
+    def results_dir(self) -> Path:
+        """Where tables and figures go."""
+        return self.args.results_dir or self.args.output_dir / "results"
+
     def write(self, name: str, title: str, rows: Sequence[Row], chart: Chart, note: str = "") -> None:
-        """Write a table as Markdown, CSV and JSON, and its figure, and print the table."""
-        folder = self.results_dir
-        folder.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-        flat = [flatten(row) for row in rows]
-        document = {"title": title, "command": command, **versions(), "rows": flat}
-        (folder / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-        with (folder / f"{name}.csv").open("w", newline="") as file:
-            table = csv.DictWriter(file, [*flat[0]])
-            table.writeheader()
-            table.writerows(flat)
-        shown = markdown_table([[*rows[0]], *([show(key, row[key]) for key in rows[0]] for row in rows)])
-        chart.save(folder / f"{name}.png")
-        parts = [
-            f"# {title}",
-            shown,
-            note,
-            f"![{chart.description}]({name}.png)",
-            f"`{command}` ({', '.join(versions().values())})",
-        ]
-        (folder / f"{name}.md").write_text("\n\n".join(filter(None, parts)) + "\n")
-        print(f"\n{title}\n\n{shown}\n\n{folder / name}.md", flush=True)
+        """Write a table and its figure where tables and figures go."""
+        write_table(self.results_dir, name, title, rows, chart, note)
 
+    def write_rates(
+        self, name: str, title: str, results: Mapping[str, EvaluationResult], known: Sequence[str]
+    ) -> Rates:
+        """Write a table of word error rates: a row for each set and average, a column for each model.
 
-def versions() -> dict[str, str]:
-    """Return what the experiments ran on."""
-    return {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
-    }
+        Args:
+            name: Of the files.
+            title: Of the table.
+            results: Model to its result; all on the same sets.
+            known: The sets in distribution.
 
+        Returns:
+            Model to set or average to word error rate.
+        """
+        groups = average_groups(next(iter(results.values())).sets, known)
+        rates = {
+            model: {group: estimate(result, sets, self.args.seed) for group, sets in groups.items()}
+            for model, result in results.items()
+        }
+        rows = [{"set": group} | {f"{model} (%)": rates[model][group] for model in rates} for group in groups]
+        self.write(name, title, rows, bar_chart(rates, "Word error rates of each model on each set"))
+        return rates
 
-def bar_chart(estimates: Mapping[str, Mapping[str, Estimate]], description: str) -> Chart:
-    """Return bars of word error rates with their intervals: series to group to estimate."""
-    values = {name: {group: one.value for group, one in by_group.items()} for name, by_group in estimates.items()}
-    ends = {name: {group: one[1:] for group, one in by_group.items()} for name, by_group in estimates.items()}
-    return plot_bars(values, f"{description}, with 95 % intervals.", intervals=ends)
-
-
-def curve_chart(
-    rows: Sequence[Row], columns: Sequence[str], xlabel: str, ticks: Sequence[str], description: str
-) -> Chart:
-    """Return a curve with intervals for each column of estimates, the rows evenly spaced."""
-    curves = {
-        column.removesuffix(" (%)").removesuffix(" WER"): [(number, *row[column]) for number, row in enumerate(rows)]
-        for column in columns
-    }
-    described = f"{description}, with 95 % intervals"
-    return plot_curves(curves, "WER (%)", described, xlabel=xlabel, ticks=dict(enumerate(ticks)), logarithmic=True)
-
-
-def average_groups(sets: Iterable[str], known: Sequence[str]) -> dict[str, list[str]]:
-    """Return each set on its own, then those in and out of distribution and all, as far as there are any."""
-    sets = list(sets)
-    groups = {name: [name] for name in sets} | {"ID average": list(known)}
-    groups |= {"OOD average": [name for name in sets if name not in known], "average": sets}
-    return {name: members for name, members in groups.items() if members}
-
-
-def estimate(result: EvaluationResult, sets: Iterable[str], seed: int, rate: str = "wer") -> Estimate:
-    """Return the macro-average of an error rate over sets in percent, with its interval."""
-    sets = list(sets)
-    interval = result.interval(sets, rate=rate, seed=seed)
-    return Estimate(*(100 * value for value in (result.macro_average(sets, rate), interval.low, interval.high)))
+    @property
+    def trained(self) -> str:
+        """How the students that are compared were trained, in words."""
+        return f"Each student was trained for {self.args.updates} updates of {self.args.batch_size} samples."
 
 
 def load_names(entries: Iterable[str]) -> list[str]:
@@ -416,70 +379,6 @@ def load_sets(entries: Iterable[str]) -> dict[str, Dataset]:
             raise SystemExit(f"a test set is given as name=source or name=source:split, not {entry!r}")
         sets[name] = load_speech(*source.split(":"))
     return sets
-
-
-@cache
-def pub_noise(seconds: int = 30, voices: int = 10) -> np.ndarray:
-    """Return the noise of a crowded room: voices that all talk at once, ten by default."""
-    rng = np.random.default_rng(0)
-    layers = [np.concatenate([babble_noise(RATE, rng) for _ in range(seconds)]) for _ in range(voices // 5)]
-    return np.sum([np.roll(layer, number * RATE // 2) for number, layer in enumerate(layers)], axis=0)
-
-
-def white_noise(seconds: int = 30) -> np.ndarray:
-    """Return noise with the same power at all frequencies."""
-    return np.random.default_rng(0).standard_normal(seconds * RATE, np.float32)
-
-
-def with_noise(rows: Dataset, noise: np.ndarray, snr_db: np.ndarray | float) -> Dataset:
-    """Return a data set with noise over each recording, each at its own ratio of speech to noise or all at one."""
-    rng, audio = np.random.default_rng(0), []
-    for recording, level in zip(rows["audio"], np.broadcast_to(snr_db, len(rows)), strict=True):
-        samples = load_audio(recording, RATE)
-        start = rng.integers(len(noise))
-        if np.isfinite(level):
-            samples = add_noise(samples, np.resize(np.roll(noise, -start), len(samples)), float(level))
-        audio.append({"bytes": encode_audio(samples), "path": None})
-    return with_audio(rows.remove_columns("audio"), audio)
-
-
-def with_audio(rows: Dataset, audio: list[dict]) -> Dataset:
-    """Return a data set with recordings added."""
-    return rows.add_column("audio", audio).cast_column("audio", Audio(RATE, decode=False))
-
-
-def join(rows: Dataset, args: Arguments) -> Dataset:
-    """Return long recordings: the utterances of a set in order, with pauses of half a second to two between them."""
-    rng, texts, audio = np.random.default_rng(args.seed), [], []
-    utterances = min(UTTERANCES, len(rows) // args.long_samples)
-    for number in range(args.long_samples):
-        chosen = rows.select(range(number * utterances, (number + 1) * utterances))
-        parts = []
-        for recording in chosen["audio"]:
-            parts += [load_audio(recording, RATE), np.zeros(round(rng.uniform(0.5, 2) * RATE), np.float32)]
-        texts.append(" ".join(chosen[args.text_column]))
-        audio.append({"bytes": encode_audio(np.concatenate(parts)), "path": None})
-    return with_audio(Dataset.from_dict({args.text_column: texts}), audio)
-
-
-def flatten(row: Row) -> dict[str, str | int | float | None]:
-    """Return a row with the ends of intervals in columns of their own."""
-    flat = {}
-    for key, value in row.items():
-        if isinstance(value, Estimate):
-            flat |= {key: value.value, f"{key} low": value.low, f"{key} high": value.high}
-        else:
-            flat[key] = value
-    return flat
-
-
-def show(key: str, value: object) -> str:
-    """Return a cell as people read it."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.1f}" if "%" in key else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def millions(model: str | Path | Transcriber) -> float:

@@ -3,7 +3,8 @@
 python examples/paper/data_size.py
 """
 
-from common import Lab, Row, curve_chart, main
+from common import Lab, main
+from rates import Row, curve_chart
 
 SHARES = (0.02, 0.08, 0.32, 1.0)
 
@@ -18,8 +19,7 @@ def run(lab: Lab) -> None:
         rows.append({**size, **lab.averages(lab.result(student))})
     ticks = [f"{row['samples']:,}" for row in rows]
     chart = curve_chart(rows, [*rows[0]][3:], "training samples", ticks, "Word error rate by amount of data")
-    note = f"Each student was trained for {lab.args.updates} updates of {lab.args.batch_size} samples."
-    lab.write("table_11", "Table 11: amount of training data", rows, chart, note)
+    lab.write("table_11", "Table 11: amount of training data", rows, chart, lab.trained)
 
 
 if __name__ == "__main__":

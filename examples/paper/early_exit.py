@@ -12,7 +12,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from common import Lab, Row, main
+from common import Lab, main
+from rates import Row
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 

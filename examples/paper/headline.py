@@ -3,16 +3,17 @@
 python examples/paper/headline.py
 """
 
-from common import Lab, Row, estimate, main, millions
+import attention
+from common import Lab, main, millions
+from long_form import faster
+from rates import Row, estimate
 
-from distilwhisper.benchmarks import measure_latencies
 from distilwhisper.plots import plot_trade_off
 
 
 def run(lab: Lab) -> None:
     models = {"teacher": lab.args.teacher, "student": lab.final_student()}
-    transcribers = {name: lab.transcriber(model) for name, model in models.items()}
-    times = measure_latencies(transcribers, lab.speed_audio())
+    times = {name: attention.measured(lab)[1][f"{name}, sdpa"] for name in models}
     short = {name: lab.result(model) for name, model in models.items()}
     long = {name: lab.result(model, long=True, long_form="chunked", batch_size=16) for name, model in models.items()}
     short_sets = lab.out_of_distribution or lab.in_distribution
@@ -20,16 +21,17 @@ def run(lab: Lab) -> None:
     rows: list[Row] = [
         {
             "model": name,
-            "parameters (M)": millions(transcribers[name]),
-            "short: relative latency": times["teacher"].rtf / times[name].rtf,
+            "parameters (M)": millions(models[name]),
+            "short: relative latency": times["teacher"]["rtf"] / times[name]["rtf"],
             "short: WER (%)": estimate(short[name], short_sets, lab.args.seed),
-            "long: relative latency": long["teacher"].rtf / long[name].rtf,
+            "long: relative latency": faster(long["teacher"], long[name]),
             "long: WER (%)": estimate(long[name], long_sets, lab.args.seed),
         }
         for name in models
     ]
     points = {
-        name: (1000 * times[name].median_s, row["short: WER (%)"].value) for name, row in zip(models, rows, strict=True)
+        name: (1000 * times[name]["median_s"], row["short: WER (%)"].value)
+        for name, row in zip(models, rows, strict=True)
     }
     described = "Word error rate out of distribution against the time of a short transcription."
     chart = plot_trade_off(points, "WER out of distribution (%)", described)

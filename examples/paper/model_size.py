@@ -3,7 +3,8 @@
 python examples/paper/model_size.py
 """
 
-from common import Lab, Row, main, millions
+from common import Lab, main, millions
+from rates import Row
 
 from distilwhisper.benchmarks import measure_latencies
 from distilwhisper.plots import plot_trade_off
@@ -37,7 +38,7 @@ def run(lab: Lab) -> None:
     chart = plot_trade_off(points, "WER out of distribution (%)", described, xlabel="times faster than the teacher")
     note = (
         "The first row is the teacher. Relative latency is the teacher's median time of a transcription over the "
-        f"model's, at batch size 1. Each student was trained for {lab.args.updates} updates of {lab.args.batch_size}."
+        f"model's, at batch size 1. {lab.trained}"
     )
     lab.write("table_12", "Table 12: layers of encoder and decoder", rows, chart, note)
 

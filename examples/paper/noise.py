@@ -7,7 +7,9 @@ The pub is made of ten synthesised voices that talk at once, whatever the data.
 
 from pathlib import Path
 
-from common import Lab, Row, main, pub_noise, white_noise, with_noise
+from common import Lab, main
+from rates import Row, estimate
+from recordings import pub_noise, white_noise, with_noise
 
 from distilwhisper import EvaluationResult, evaluate
 from distilwhisper.plots import plot_curves
@@ -43,11 +45,8 @@ def run(lab: Lab) -> None:
         for level in LEVELS_DB:
             row = {"noise": noise, "SNR (dB)": level}
             for name, result in found.items():
-                scores = result.sets[f"{noise} {level}"]
-                interval = scores.interval(seed=lab.args.seed)
-                ends = (100 * scores.wer, 100 * interval.low, 100 * interval.high)
-                row[f"{name} (%)"] = 100 * scores.wer
-                curves.setdefault(f"{name}, {noise}", []).append((-level, *ends))
+                rate = row[f"{name} (%)"] = estimate(result, [f"{noise} {level}"], lab.args.seed)
+                curves.setdefault(f"{name}, {noise}", []).append((-level, *rate))
             rows.append(row)
     chart = plot_curves(
         curves,

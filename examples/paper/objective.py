@@ -3,7 +3,8 @@
 python examples/paper/objective.py
 """
 
-from common import Lab, Row, bar_chart, main
+from common import Lab, main
+from rates import Row, bar_chart
 
 
 def run(lab: Lab) -> None:
@@ -15,10 +16,7 @@ def run(lab: Lab) -> None:
     rows: list[Row] = [{"objective": name, **lab.averages(lab.result(student))} for name, student in students.items()]
     bars = {str(row["objective"]): {key[: -len(" WER (%)")]: row[key] for key in [*row][1:]} for row in rows}
     chart = bar_chart(bars, "Word error rates by objective")
-    note = (
-        f"Each student was trained for {lab.args.updates} updates of {lab.args.batch_size} samples; weights 1.0 (PL), "
-        "0.8 (KL), 1.0 (MSE)."
-    )
+    note = f"{lab.trained} Weights: 1.0 (PL), 0.8 (KL), 1.0 (MSE)."
     lab.write("table_21", "Table 21: terms of the objective", rows, chart, note)
 
 

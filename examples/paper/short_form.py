@@ -5,7 +5,8 @@ python examples/paper/short_form.py --teacher openai/whisper-small.en --train mo
         --id cv=commonvoice:test --ood voxpopuli=vox:test --learning_rate 1e-4     # with network access
 """
 
-from common import Lab, Row, average_groups, bar_chart, estimate, main
+from common import Lab, main
+from rates import Row
 
 from distilwhisper import compare_word_errors, relative_error_rates
 from distilwhisper.plots import plot_trade_off
@@ -14,18 +15,11 @@ from distilwhisper.plots import plot_trade_off
 def run(lab: Lab) -> None:
     models = {"teacher": lab.args.teacher, "student": lab.final_student()}
     results = {name: lab.result(model) for name, model in models.items()}
-    groups = average_groups(lab.short_sets, lab.in_distribution)
-    rates = {
-        model: {name: estimate(result, sets, lab.args.seed) for name, sets in groups.items()}
-        for model, result in results.items()
-    }
-    rows: list[Row] = [{"set": name} | {f"{model} (%)": rates[model][name] for model in rates} for name in groups]
-    chart = bar_chart(rates, "Word error rates of each model on each set")
-    lab.write("table_16", "Table 16: word error rates of short recordings", rows, chart)
+    lab.write_rates("table_16", "Table 16: word error rates of short recordings", results, lab.in_distribution)
 
     teacher, student = results["teacher"], results["student"]
     relative = relative_error_rates(teacher, student)
-    rows = []
+    rows: list[Row] = []
     for name, change in relative.items():
         paired = compare_word_errors([*teacher.sets[name].counts.values()], [*student.sets[name].counts.values()])
         rates = {"teacher (%)": 100 * teacher.sets[name].wer, "student (%)": 100 * student.sets[name].wer}

@@ -3,7 +3,8 @@
 python examples/paper/speculative_decoding.py
 """
 
-from common import Lab, Row, main, millions
+from common import Lab, main, millions
+from rates import Row
 
 from distilwhisper.benchmarks import measure_latencies
 from distilwhisper.plots import plot_bars

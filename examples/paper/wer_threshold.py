@@ -3,7 +3,8 @@
 python examples/paper/wer_threshold.py
 """
 
-from common import Lab, Row, curve_chart, main
+from common import Lab, main
+from rates import Row, curve_chart
 
 THRESHOLDS = (1.0, 0.4, 0.1, 0.05)
 
@@ -19,8 +20,7 @@ def run(lab: Lab) -> None:
         rows.append({"λ (%)": 100 * threshold, "data filtered (%)": 100 * dropped, **averages})
     ticks = [f"{100 * threshold:g}" for threshold in THRESHOLDS]
     chart = curve_chart(rows, [*rows[0]][2:], "threshold λ (%)", ticks, "Word error rate by threshold")
-    note = f"Each student was trained for {lab.args.updates} updates of {lab.args.batch_size} samples."
-    lab.write("table_10", "Table 10: threshold of the WER filter", rows, chart, note)
+    lab.write("table_10", "Table 10: threshold of the WER filter", rows, chart, lab.trained)
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ def plot_histogram(rates: Mapping[str, Sequence[float]], description: str) -> Ch
             axes.bar(places, counts, width * 0.9, color=COLORS[number % len(COLORS)], label=name)
         axes.set_xticks(range(len(names)), names)
         axes.set(xlabel="WER of an utterance, up to (%)", ylabel="utterances")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis="y")
         figure.legend(loc="outside upper center", ncols=3, columnspacing=1, handlelength=1)
 
