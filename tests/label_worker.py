@@ -22,7 +22,7 @@ def words_of(row: int) -> dict:
     }  # fmt: skip
 
 
-def open_store(directory, data, *, shard_rows=10, lease_s=60.0, speaker=None, **settings) -> LabelStore:
+def open_store(directory, data, *, shard_rows=10, lease_s=60.0, speaker=(), **settings) -> LabelStore:
     columns = Columns("audio", "text", None, speaker)
     return LabelStore(
         Path(directory), data, columns, settings, text_tokens=list, shard_rows=shard_rows, lease_s=lease_s

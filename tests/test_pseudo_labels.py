@@ -10,7 +10,7 @@ from datasets import Audio, Dataset, DatasetDict, load_from_disk
 from test_generation import talkative
 from transformers import WhisperForConditionalGeneration
 
-from distilwhisper import StateCache, load_speech
+from distilwhisper import Packer, StateCache, load_speech
 from distilwhisper.pseudo_labels import LABEL_FEATURES, PseudoLabeler
 
 GOOD = [encoded(tone(0.5 + index / 4, 150 + 90 * index)) for index in range(5)]
@@ -139,6 +139,22 @@ def test_a_prompt_is_the_text_of_the_row_before_by_the_same_speaker(timed_labele
     assert prompts == {"a": [], "b": text["a"], "c": [], "d": text["c"], "f": [], "g": [], "h": []}
     assert len(text["a"]) > 1
     assert all(token < tokens.end_of_text for prompt in prompts.values() for token in prompt)
+
+
+@pytest.mark.parametrize("where", ["memory", "directory"])
+def test_a_prompt_crosses_neither_a_speaker_nor_a_recording_after_packing(timed_labeler, tmp_path, where):
+    clips = [encoded(tone(0.4 + index / 10, 150 + 90 * index)) for index in range(8)]
+    people = ["ann", "ann", "ann", "ann", "ann", "bob", "bob", None]
+    recordings = ["x", "x", "x", "y", "y", "y", "y", "y"]
+    data = audio_dataset(clips, speaker=people, recording=recordings)
+    by = ("speaker", "recording")
+    packed = Packer(by, max_seconds=1.2, silence_s=0.1).pack(data, tmp_path / "packed")
+    assert packed["recording"][:] == ["x", "x", "y", "y", "y", "y", "y"]  # the first two clips share a pack
+    folder = tmp_path / "labels" if where == "directory" else None
+    labelled = timed_labeler.label(packed, folder, speaker_column=by, shard_rows=3)
+    texts = [timed_labeler.transcriber.tokens.without_timestamps(tokens) for tokens in labelled["whisper_tokens"]]
+    assert labelled["whisper_prompt"][:] == [[], texts[0], [], texts[2], [], texts[4], []]
+    assert min(map(len, texts)) > 1
 
 
 def test_there_is_no_prompt_column_without_speakers(labeler):

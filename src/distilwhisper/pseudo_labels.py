@@ -95,7 +95,7 @@ class PseudoLabeler:
         audio_column: str = "audio",
         text_column: str = "text",
         id_column: str | None = None,
-        speaker_column: str | None = None,
+        speaker_column: str | Sequence[str] | None = None,
         num_workers: int = 2,
         cache_dir: str | Path | None = None,
         encoder_dtype: str = "model",
@@ -116,8 +116,9 @@ class PseudoLabeler:
             audio_column: Column of the recordings.
             text_column: Column of the reference transcripts, which need not exist.
             id_column: Column that names rows that are set aside; default ``id``, where there is one.
-            speaker_column: Column of speakers. With it, rows get ``whisper_prompt``: the text tokens of the
-                row before, where that has the same speaker and a label. Rows of a speaker should be in order.
+            speaker_column: Column of speakers, or several: ``("speaker_id", "recording_id")``. With it, rows get
+                ``whisper_prompt``: the text tokens of the row before, where that has the same values in all of them
+                and a label. Rows of a speaker should be in order.
             num_workers: Threads that read recordings and make features while the model runs.
             cache_dir: Directory for the encoder's output and the teacher's hidden states on the labels, which the
                 training then need not compute (``state_cache``); default nowhere.
@@ -135,7 +136,8 @@ class PseudoLabeler:
                 labels that were begun with other settings.
             OSError: If the disk is full; what is labelled by then is kept.
         """
-        names = Columns(audio_column, text_column, id_column, speaker_column)
+        speakers = (speaker_column,) if isinstance(speaker_column, str) else tuple(speaker_column or ())
+        names = Columns(audio_column, text_column, id_column, speakers)
         parts = {split: _ready(part, names, output_dir) for split, part in _splits(dataset).items()}
         self.set_aside, self.report = [], LabelReport()
         recorder = None
@@ -200,7 +202,7 @@ class PseudoLabeler:
         self.report.set_aside.update(problem.reason for problem in problems.values())
         prompts = None
         if job.names.speaker:
-            prompts = previous_texts(labels, data[job.names.speaker], self.transcriber.tokens.without_timestamps)
+            prompts = previous_texts(labels, job.names.speakers(data), self.transcriber.tokens.without_timestamps)
         result = join_labels(data, labels, prompts)
         if job.recorder is not None:
             job.recorder.record_all(result)  # sequences with prompts, which take the label of the row before
@@ -291,7 +293,7 @@ def _ready(data: Any, names: Columns, output_dir: str | Path | None) -> Any:
         raise ValueError("a stream is labelled into a directory: pass output_dir")
     data = undecoded(data, names.audio).with_format(None)
     names.check(data)
-    return without_labels(data, prompts=names.speaker is not None)
+    return without_labels(data, prompts=bool(names.speaker))
 
 
 @contextmanager

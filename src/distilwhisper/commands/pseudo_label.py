@@ -49,9 +49,9 @@ class Arguments:
         default=None, metadata={"help": "Keep what encoder and teacher compute here, for train --state_cache."}
     )
     encoder_dtype: str = field(default="model", metadata={"help": "Form of the encoder's output there: model or int8."})
-    speaker_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of speakers; with it, labels get the speaker's previous text as prompt."},
+    speaker_column: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Columns of speaker and recording; with them, labels get the text before as prompt."},
     )
 
 
