@@ -6,8 +6,9 @@ import threading
 import time
 from pathlib import Path
 
-from datasets import Audio, Dataset, load_dataset, load_from_disk
+from datasets import Dataset, load_from_disk
 
+from distilwhisper import load_speech
 from distilwhisper.label_store import Columns, LabelStore
 
 
@@ -46,8 +47,7 @@ def label_by_number(store: LabelStore, pause_s: float = 0.0) -> Dataset:
 def read(settings: dict):
     """The data set that the settings name."""
     if "parquet" in settings:  # a stream
-        stream = load_dataset("parquet", data_files=settings["parquet"], split="train", streaming=True)
-        return stream.cast_column("audio", Audio(decode=False))
+        return load_speech(settings["parquet"], streaming=True)
     return load_from_disk(settings["data"])
 
 
