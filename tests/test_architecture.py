@@ -38,7 +38,7 @@ FLOORS = [
         *"word_timing".split(),
     ],
     "dataset_filters decoding export.ctranslate2 export.decoder_only reports trainer".split(),
-    "chunking filtering longform model_card transcripts".split(),
+    "chunking ctranslate2_decoding filtering longform model_card transcripts".split(),
     ["transcription"],
     "alignment batch_transcription benchmarks caching evaluation export.parity".split(),
     "export.exporting pseudo_labels".split(),

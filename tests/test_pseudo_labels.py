@@ -252,6 +252,48 @@ def test_another_teacher_or_language_is_refused_by_name(labeler, processor, tmp_
             PseudoLabeler(other, processor, language=language, batch_size=2).label(audio_dataset(GOOD[:1]), tmp_path)
 
 
+@pytest.mark.parametrize(("language", "timestamps"), [("en", False), (None, True)])
+def test_ctranslate2_gives_the_labels_of_pytorch(processor, tmp_path, language, timestamps):
+    pytest.importorskip("ctranslate2", reason="pip install 'distilwhisper[ctranslate2]'")
+    options = {"language": language, "return_timestamps": timestamps, "batch_size": 2, "max_new_tokens": 12}
+    expected = PseudoLabeler(talkative(), processor, **options).label(audio_dataset(GOOD))
+    labeler = PseudoLabeler(talkative(), processor, engine="ctranslate2", **options)
+    labelled = labeler.label(audio_dataset(GOOD), tmp_path)
+    for name in set(LABEL_FEATURES) - {"whisper_avg_logprob", "whisper_no_speech_prob"}:
+        assert labelled[name][:] == expected[name][:], name
+    for name in ("whisper_avg_logprob", "whisper_no_speech_prob"):
+        assert labelled[name][:] == pytest.approx(expected[name][:], rel=1e-3)
+    assert {*expected["whisper_capped"]} == {True, False} or len(set(map(len, expected["whisper_tokens"]))) > 1
+    with pytest.raises(ValueError, match="engine: ctranslate2 then, torch now"):
+        PseudoLabeler(talkative(), processor, **options).label(audio_dataset(GOOD), tmp_path)
+    with pytest.raises(ValueError, match="states for the training come from PyTorch"):
+        labeler.label(audio_dataset(GOOD), cache_dir=tmp_path / "states")
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 30])
+def test_ctranslate2_stops_at_the_length_limit_of_pytorch(processor, tokens):
+    pytest.importorskip("ctranslate2", reason="pip install 'distilwhisper[ctranslate2]'")
+    ours, theirs = [
+        PseudoLabeler(talkative(), processor, language="en", max_new_tokens=tokens, engine=engine).label(
+            audio_dataset(GOOD)
+        )
+        for engine in ("torch", "ctranslate2")
+    ]
+    assert ours["whisper_tokens"][:] == theirs["whisper_tokens"][:]
+    assert ours["whisper_capped"][:] == theirs["whisper_capped"][:]
+
+
+def test_what_ctranslate2_lacks_is_refused_by_name(processor):
+    pytest.importorskip("ctranslate2", reason="pip install 'distilwhisper[ctranslate2]'")
+    for options, message in (
+        ({"engine": "ctranslate"}, "engine must be torch, ctranslate2 or"),
+        ({"engine": "ctranslate2:float13"}, "CTranslate2 has no float13 on this cpu, but .*float32"),
+        ({"engine": "ctranslate2", "num_beams": 2, "temperature": (0, 0.5)}, "without num_beams, temperature"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PseudoLabeler(talkative(), processor, language="en", **options)
+
+
 class Greedy(WhisperForConditionalGeneration):
     """A Whisper whose encoder really asks for more memory than any machine has, for batches above a size."""
 
@@ -275,6 +317,19 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_size_remembered
     assert labelled["whisper_tokens"][:] == expected["whisper_tokens"][:]
     assert teacher.sizes == [10, 5, 2, 2, 1, 2, 2, 1, 2, 2, 1]
     assert "10 recordings do not fit into memory: going on with 5" in caplog.text
+
+
+def test_a_token_budget_makes_the_batches_and_the_same_labels(labeler, processor):
+    expected = labeler.label(audio_dataset(GOOD * 2))
+    teacher = talkative()
+    sizes, config = [], teacher.config
+    teacher.model.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    budget = 3 * (config.max_source_positions + config.max_target_positions)
+    budgeted = PseudoLabeler(teacher, processor, language="en", batch_size=1, token_budget=budget)
+    assert budgeted.label(audio_dataset(GOOD * 2))["whisper_tokens"][:] == expected["whisper_tokens"][:]
+    assert sum(sizes) == 10
+    assert min(sizes[:-1]) >= 3
+    assert sizes[0] > 3  # the shortest
 
 
 def test_a_recording_that_does_not_fit_alone_is_an_error(processor):

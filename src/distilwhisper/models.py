@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, WhisperForConditionalGeneration
+
+HUB_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"})
+"""The options of loading that a configuration and a processor take, too."""
 
 
 def load_whisper(
@@ -25,11 +29,19 @@ def load_whisper(
         ValueError: If it is another kind of model.
         OSError: If there is no such checkpoint.
     """
-    names = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
-    hub_options = {name: options[name] for name in names if name in options}
+    hub_options = {name: value for name, value in options.items() if name in HUB_OPTIONS}
     config, _ = PreTrainedConfig.get_config_dict(source, **hub_options)
     if not config:
         raise FileNotFoundError(f"{source} holds no model: there is no config.json")
     if config.get("model_type") != "whisper":
         raise ValueError(f"{source} is a model of type {config.get('model_type')!r}, not a Whisper")
     return WhisperForConditionalGeneration.from_pretrained(source, dtype=dtype or "auto", **options)
+
+
+def default_device() -> torch.device:
+    """Return the accelerator of this process, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return torch.device("cpu")
+    # Processes that were started together on one machine take a device each.
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())

@@ -19,7 +19,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.audio import AudioError, undecoded
 from distilwhisper.batch_transcription import BatchTranscriber
-from distilwhisper.batches import plan_batches, stated_duration
+from distilwhisper.batches import TokenBudget, plan_batches, stated_duration
 from distilwhisper.cache import CacheKey
 from distilwhisper.caching import StateRecorder, training_collator
 from distilwhisper.collator import Sample
@@ -51,7 +51,10 @@ class PseudoLabeler:
         return_timestamps: Label with timestamps.
         num_beams: 1 is greedy.
         batch_size: Recordings at a time.
-        **options: ``max_new_tokens``, ``dtype``, ``device`` and what else
+        token_budget: What bounds a batch instead: the positions of keys and values that a layer of the decoder may hold
+            for it, window and text of all its recordings (:class:`~distilwhisper.batches.TokenBudget`). Batches of
+            short recordings are then larger, as far as memory allows.
+        **options: ``max_new_tokens``, ``dtype``, ``device``, ``engine`` and what else
             :class:`~distilwhisper.transcription.Transcriber` takes. Recordings longer than the window are set aside,
             unless ``long_form`` says otherwise.
 
@@ -71,6 +74,7 @@ class PseudoLabeler:
         return_timestamps: bool = False,
         num_beams: int = 1,
         batch_size: int = 16,
+        token_budget: int | None = None,
         **options: Any,
     ) -> None:
         self.transcriber = Transcriber(
@@ -84,6 +88,9 @@ class PseudoLabeler:
             **{"long_form": None, **options},
         )
         self._transcribe_batches = BatchTranscriber(self.transcriber)
+        config = self.transcriber.model.config
+        sizes = config.max_source_positions, config.max_target_positions
+        self._budget = None if token_budget is None else TokenBudget(token_budget, *sizes)
         self.set_aside: list[dict[str, Any]] = []
         self.report = LabelReport()
 
@@ -121,7 +128,7 @@ class PseudoLabeler:
                 and a label. Rows of a speaker should be in order.
             num_workers: Threads that read recordings and make features while the model runs.
             cache_dir: Directory for the encoder's output and the teacher's hidden states on the labels, which the
-                training then need not compute (``state_cache``); default nowhere.
+                training then need not compute (``state_cache``); default nowhere. Needs the engine ``torch``.
             encoder_dtype: Form of the encoder's output there: ``model``, as computed, or ``int8``.
             shard_rows: Rows that a process takes at a time, and that are sorted by length together.
             lease_s: Seconds after which a process on another machine that gives no sign of life counts as dead.
@@ -133,7 +140,7 @@ class PseudoLabeler:
         Raises:
             TypeError: If the data set is none of these.
             ValueError: If a column is missing, or a stream is to go nowhere, or ``output_dir`` holds something else or
-                labels that were begun with other settings.
+                labels that were begun with other settings, or another engine is to fill a cache.
             OSError: If the disk is full; what is labelled by then is kept.
         """
         speakers = (speaker_column,) if isinstance(speaker_column, str) else tuple(speaker_column or ())
@@ -142,6 +149,8 @@ class PseudoLabeler:
         self.set_aside, self.report = [], LabelReport()
         recorder = None
         if cache_dir is not None:
+            if self.transcriber.engine != "torch":
+                raise ValueError("states for the training come from PyTorch: give no cache_dir, or engine='torch'")
             collator = training_collator(self.transcriber, audio_column=audio_column)
             recorder = StateRecorder(
                 self.transcriber, cache_dir, collator, encoder_dtype=encoder_dtype, num_workers=num_workers
@@ -226,9 +235,8 @@ class PseudoLabeler:
         """Label the rows that are not done, in the very batches that all rows would make."""
         recordings = rows.select_columns(job.names.audio)
         durations = [stated_duration(row[job.names.audio], self.transcriber.sampling_rate) for row in recordings]
-        batches = [
-            batch for batch in plan_batches(durations, self.transcriber.batch_size) if not done.issuperset(batch)
-        ]
+        planned = plan_batches(durations, self.transcriber.batch_size, self._budget)
+        batches = [batch for batch in planned if not done.issuperset(batch)]
 
         def record(indices: Sequence[int], transcripts: list[Transcript], states: Tensor) -> None:
             samples = [Sample({**rows[i], **label_of(t)}, i) for i, t in zip(indices, transcripts, strict=True)]
@@ -249,6 +257,7 @@ class PseudoLabeler:
         config = model.generation_config
         return {
             "teacher weights": f"{key.encoder_weights[:16]} {key.decoder_weights[:16]}",
+            "engine": teller.engine,
             "number type": key.dtype,
             "feature extractor": key.features,
             "language": teller.language or "detected",

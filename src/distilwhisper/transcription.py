@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,11 +14,12 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.audio import AudioError, Samples, undecoded
 from distilwhisper.chunking import join_chunks
-from distilwhisper.decoding import Fallback, States, Window, WindowDecoder
+from distilwhisper.ctranslate2_decoding import make_decoder
+from distilwhisper.decoding import Fallback, States, Window
 from distilwhisper.generation import Head
 from distilwhisper.loading import load_speech
 from distilwhisper.longform import transcribe_sequentially
-from distilwhisper.models import load_whisper
+from distilwhisper.models import HUB_OPTIONS, default_device, load_whisper
 from distilwhisper.pieces import Cutting, LongPiece, Piece, read_pieces
 from distilwhisper.segments import split_at_timestamps
 from distilwhisper.speculative import DRAFT_TOKENS, SpeculationReport
@@ -30,8 +30,6 @@ Key = TypeVar("Key", bound=Hashable)
 
 # Recordings read ahead to make batches of equal length: 256 of 30 s take 490 MB.
 READ_AHEAD = 256
-HUB_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"})
-
 
 OnBatch = Callable[[Sequence[Any], list[Transcript], Tensor], None]
 
@@ -70,6 +68,7 @@ class Transcriber:
         assistant: A student of the model, or the path or Hub id of one, which drafts what the model then checks:
             the same tokens in less time (greedy decoding; paper, section 3.4).
         draft_tokens: How many tokens the assistant drafts at a time.
+        engine: ``torch``; or ``ctranslate2``, greedy alone, or with a number type of its own: ``ctranslate2:int8``.
         dtype: Number type; default that of the checkpoint, but float32 instead of float16 on a CPU.
         device: Where to run.
         **load_options: ``revision``, ``subfolder``, ``token`` and so on, for a path or Hub id.
@@ -101,6 +100,7 @@ class Transcriber:
         seed: int = 0,
         assistant: WhisperForConditionalGeneration | str | Path | None = None,
         draft_tokens: int = DRAFT_TOKENS,
+        engine: str = "torch",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         **load_options: Any,
@@ -114,16 +114,18 @@ class Transcriber:
         self.language = self._check_language(language, task)
         self.task, self.return_timestamps, self.batch_size = task, return_timestamps, batch_size
         self.condition_on_prev = condition_on_prev
-        if condition_on_prev and long_form != "sequential":
-            raise ValueError("condition_on_prev needs long_form='sequential': chunks are heard on their own")
+        if condition_on_prev and (long_form != "sequential" or engine != "torch"):
+            raise ValueError("condition_on_prev needs long_form='sequential' and engine='torch'")
         self.cutting = Cutting(self.sampling_rate, self.window_s, long_form, chunk_length_s, stride_s)
         temperatures = tuple(temperature) if isinstance(temperature, Sequence) else (temperature,)
         thresholds = compression_ratio_threshold, logprob_threshold, no_speech_threshold
         if assistant is not None:
             assistant = _load_model(assistant, self.model.dtype, self.model.device, {})
-        self.decoder = WindowDecoder(
+        self.engine = engine
+        self.decoder = make_decoder(
+            engine,
             self.model,
-            self.processor.tokenizer,
+            self.processor,
             self.tokens,
             task=task,
             num_beams=num_beams,
@@ -327,20 +329,12 @@ def _load_model(model: Any, dtype: torch.dtype | None, device: Any, options: dic
     if isinstance(model, (str, Path)):
         model = load_whisper(model, dtype, **options).eval()
         if device is None:
-            device = _default_device()
+            device = default_device()
         if dtype is None and model.dtype == torch.float16 and torch.device(device).type == "cpu":
             dtype = torch.float32
     elif options:
         raise TypeError(f"{sorted(options)} tell how to load a model, but the model is loaded already")
     return model.to(device=device, dtype=dtype)
-
-
-def _default_device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is None:
-        return torch.device("cpu")
-    # Processes that were started together on one machine take a device each.
-    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
 
 def _load_processor(model: WhisperForConditionalGeneration, options: dict[str, Any]) -> WhisperProcessor:

@@ -34,6 +34,13 @@ class Arguments:
     return_timestamps: bool = field(default=True, metadata={"help": "Label with timestamps."})
     num_beams: int = field(default=1, metadata={"help": "1 is greedy."})
     batch_size: int = field(default=16, metadata={"help": "Recordings at a time."})
+    token_budget: int | None = field(
+        default=None,
+        metadata={"help": "Positions of keys and values a layer for a batch, instead: recordings * (1500 + text)."},
+    )
+    engine: str = field(
+        default="torch", metadata={"help": "torch, ctranslate2, or ctranslate2:int8 or another of its number types."}
+    )
     dtype: str = field(
         default="float32", metadata={"choices": ["float32", "bfloat16", "float16"], "help": "Precision."}
     )
@@ -67,6 +74,8 @@ def run(args: Arguments) -> str:
         return_timestamps=args.return_timestamps,
         num_beams=args.num_beams,
         batch_size=args.batch_size,
+        token_budget=args.token_budget,
+        engine=args.engine,
         dtype=getattr(torch, args.dtype),
     )
     options = {"streaming": True} if args.streaming else {}
