@@ -157,6 +157,20 @@ def test_a_prompt_crosses_neither_a_speaker_nor_a_recording_after_packing(timed_
     assert min(map(len, texts)) > 1
 
 
+@pytest.mark.parametrize("where", ["memory", "directory"])
+def test_each_row_may_have_its_own_language(labeler, processor, tmp_path, where):
+    languages = ["en", "German", None, "klingon", "<|de|>"]
+    folder = tmp_path if where == "directory" else None
+    labelled = labeler.label(audio_dataset(GOOD, spoken=languages), folder, language_column="spoken")
+    assert labelled["whisper_language"][:] == ["en", "de", "en", "de"]  # without one, the labeller's
+    assert [(problem["index"], problem["reason"]) for problem in labeler.set_aside] == [(3, "unknown_language")]
+    german = PseudoLabeler(talkative(), processor, language="de", batch_size=2).label(audio_dataset(GOOD))
+    english = labeler.label(audio_dataset(GOOD))
+    expected = [english[0], german[1], english[2], german[4]]
+    assert labelled["whisper_tokens"][:] == [row["whisper_tokens"] for row in expected]
+    assert german["whisper_tokens"][:] != english["whisper_tokens"][:]
+
+
 def test_there_is_no_prompt_column_without_speakers(labeler):
     assert "whisper_prompt" not in labeler.label(audio_dataset(GOOD[:2])).column_names
 
@@ -218,7 +232,12 @@ def test_what_cannot_be_labelled_is_refused(labeler):
         labeler.label(GOOD)
     with pytest.raises(ValueError, match="pass output_dir"):
         labeler.label(audio_dataset(GOOD).to_iterable_dataset())
-    for wrong in ({"audio_column": "sound"}, {"speaker_column": "who"}, {"id_column": "name"}):
+    for wrong in (
+        {"audio_column": "sound"},
+        {"speaker_column": "who"},
+        {"id_column": "name"},
+        {"language_column": "tongue"},
+    ):
         with pytest.raises(ValueError, match=f"no column '{next(iter(wrong.values()))}'"):
             labeler.label(audio_dataset(GOOD), **wrong)
 

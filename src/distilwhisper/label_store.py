@@ -42,10 +42,11 @@ class Columns(NamedTuple):
     text: str
     id: str | None
     speaker: tuple[str, ...] = ()
+    language: str | None = None
 
     def check(self, data: Dataset | IterableDataset) -> None:
         """Refuse a data set that is known to lack one of the columns that were named."""
-        for name in (self.id, *self.speaker):
+        for name in (self.id, self.language, *self.speaker):
             if name is not None and data.column_names is not None and name not in data.column_names:
                 raise ValueError(f"the dataset has no column {name!r}; it has {data.column_names}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, WhisperForConditionalGeneration
+from transformers import PreTrainedConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 HUB_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"})
 """The options of loading that a configuration and a processor take, too."""
@@ -45,3 +45,15 @@ def default_device() -> torch.device:
         return torch.device("cpu")
     # Processes that were started together on one machine take a device each.
     return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
+
+
+def load_processor(model: WhisperForConditionalGeneration, options: dict[str, Any]) -> WhisperProcessor:
+    """Return the processor from where a model came from, loaded with the model's options.
+
+    Raises:
+        ValueError: If the model does not say where that is.
+    """
+    if not model.name_or_path:
+        raise ValueError("the model does not say where it came from: pass its processor")
+    hub_options = {name: value for name, value in options.items() if name in HUB_OPTIONS}
+    return WhisperProcessor.from_pretrained(model.name_or_path, **hub_options)

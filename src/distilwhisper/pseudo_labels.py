@@ -103,6 +103,7 @@ class PseudoLabeler:
         text_column: str = "text",
         id_column: str | None = None,
         speaker_column: str | Sequence[str] | None = None,
+        language_column: str | None = None,
         num_workers: int = 2,
         cache_dir: str | Path | None = None,
         encoder_dtype: str = "model",
@@ -126,6 +127,7 @@ class PseudoLabeler:
             speaker_column: Column of speakers, or several: ``("speaker_id", "recording_id")``. With it, rows get
                 ``whisper_prompt``: the text tokens of the row before, where that has the same values in all of them
                 and a label. Rows of a speaker should be in order.
+            language_column: Column of languages; where it is empty, the labeller's own language counts.
             num_workers: Threads that read recordings and make features while the model runs.
             cache_dir: Directory for the encoder's output and the teacher's hidden states on the labels, which the
                 training then need not compute (``state_cache``); default nowhere. Needs the engine ``torch``.
@@ -144,7 +146,7 @@ class PseudoLabeler:
             OSError: If the disk is full; what is labelled by then is kept.
         """
         speakers = (speaker_column,) if isinstance(speaker_column, str) else tuple(speaker_column or ())
-        names = Columns(audio_column, text_column, id_column, speakers)
+        names = Columns(audio_column, text_column, id_column, speakers, language_column)
         parts = {split: _ready(part, names, output_dir) for split, part in _splits(dataset).items()}
         self.set_aside, self.report = [], LabelReport()
         recorder = None
@@ -238,6 +240,8 @@ class PseudoLabeler:
         planned = plan_batches(durations, self.transcriber.batch_size, self._budget)
         batches = [batch for batch in planned if not done.issuperset(batch)]
 
+        languages = rows[job.names.language][:] if job.names.language else None
+
         def record(indices: Sequence[int], transcripts: list[Transcript], states: Tensor) -> None:
             samples = [Sample({**rows[i], **label_of(t)}, i) for i, t in zip(indices, transcripts, strict=True)]
             if job.recorder is not None:
@@ -245,6 +249,7 @@ class PseudoLabeler:
 
         for results in self._transcribe_batches(
             ([(row, recordings[row][job.names.audio]) for row in batch] for batch in batches),
+            languages=None if languages is None else languages.__getitem__,
             num_workers=job.num_workers,
             on_batch=record if job.recorder is not None else None,
         ):

@@ -60,6 +60,7 @@ class Arguments:
         default_factory=list,
         metadata={"help": "Columns of speaker and recording; with them, labels get the text before as prompt."},
     )
+    language_column: str | None = field(default=None, metadata={"help": "Column of languages, row by row."})
 
 
 OPTIONS = (Arguments,)
@@ -86,6 +87,7 @@ def run(args: Arguments) -> str:
         text_column=args.text_column,
         id_column=args.id_column,
         speaker_column=args.speaker_column,
+        language_column=args.language_column,
         num_workers=args.num_workers,
         cache_dir=args.cache_dir,
         encoder_dtype=args.encoder_dtype,
