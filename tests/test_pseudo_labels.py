@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -217,6 +218,16 @@ def test_columns_of_an_earlier_labelling_are_replaced_and_a_known_duration_is_ke
     assert labelled["whisper_transcript"][0] == labeler.transcriber(GOOD[0]).text
     assert labelled["duration_s"][:] == [7.0, 8.0]
     assert "whisper_transcript" in caplog.text
+
+
+def test_progress_tells_rows_the_time_left_hours_of_audio_and_time_by_their_length(labeler, capsys):
+    labeler.label(audio_dataset(GOOD))
+    last = capsys.readouterr().err.rstrip().split("\r")[-1]
+    seconds = sum(len(tone(0.5 + index / 4)) for index in range(5)) / 16_000
+    shown = re.search(r"5/5 \[\d+:\d+<00:00, .*, ([\d.]+) h of audio, ([\d.]+) x real time\]", last)
+    assert shown, last
+    assert shown[1] == f"{seconds / 3600:.2f}"
+    assert float(shown[2]) <= labeler.report.real_time_factor + 0.001
 
 
 def test_a_second_labelling_starts_a_new_report(labeler):
