@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Audio, Dataset, disable_progress_bars
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper import PseudoLabeler, load_audio
 from distilwhisper.audio import audio_duration, encode_audio
@@ -87,6 +87,19 @@ def ours(labeler: PseudoLabeler, data: Dataset, workers: int) -> list[str]:
         return list(labeler.label(data, folder, num_workers=workers)["whisper_transcript"])
 
 
+def widened(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor
+) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """Return the same weights with a window of 30 s, the only one that faster-whisper knows."""
+    config = copy.deepcopy(model.config)
+    config.max_source_positions = 1500
+    wide = WhisperForConditionalGeneration(config)
+    positions = {"model.encoder.embed_positions.weight": wide.model.encoder.embed_positions.weight}
+    wide.load_state_dict({**model.state_dict(), **positions})
+    wide.generation_config = model.generation_config
+    return wide.eval(), WhisperProcessor(WhisperFeatureExtractor(feature_size=80), processor.tokenizer)
+
+
 class FasterWhisper:
     """The same weights in faster-whisper, one recording after the other: its batches are of one recording's windows."""
 
@@ -127,8 +140,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--bfloat16", action="store_true", help="measure ours in bfloat16, too")
     parser.add_argument("--compile", action="store_true", help="measure a static cache and torch.compile, too")
+    parser.add_argument("--wide", action="store_true", help="give a narrow teacher a window of 30 s")
     parser.add_argument("--token_budget", type=int, help="measure ours with batches of this budget, too")
-    parser.add_argument("--ctranslate2", action="store_true", help="measure ours with CTranslate2, and faster-whisper")
+    parser.add_argument(
+        "--ctranslate2",
+        action="store_true",
+        help="measure ours with CTranslate2, and faster-whisper where the window is 30 s",
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/labelling.json"))
     args = parser.parse_args()
     disable_progress_bars()
@@ -137,6 +155,8 @@ def main() -> None:
     model = WhisperForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
     window_s = 2 * model.config.max_source_positions * processor.feature_extractor.hop_length / RATE
     data = mixed(args.clips, window_s)
+    if args.wide:
+        model, processor = widened(model, processor)
     lengths, size = [audio_duration(row["audio"], RATE) or 0.0 for row in data], args.batch_size
     seconds = sum(lengths)
     runs = {"published loop": lambda: published(model, processor, data, size)}
@@ -156,7 +176,7 @@ def main() -> None:
             teacher.model.decoder.compile(dynamic=True)
         labeler = PseudoLabeler(teacher, processor, language="en", batch_size=size, **options)
         runs[name] = partial(ours, labeler, data, args.workers)
-    if args.ctranslate2:
+    if args.ctranslate2 and model.config.max_source_positions == 1500:
         with tempfile.TemporaryDirectory() as folder:
             runs["faster-whisper"] = partial(FasterWhisper(model, processor, Path(folder)), data)
     results, baseline = {}, None
