@@ -4,31 +4,61 @@
     python benchmarks/labelling.py --model PATH --clips 128 --batch_size 8 --ctranslate2
 
 The published loop takes fixed batches in the order given, reads row by row between them, and has every row of a batch
-wait for the longest. Both start with recordings in memory and end with text; ours also writes its directory.
+wait for the longest. Both start with recordings in memory and end with text; ours also writes its directory. The
+recordings are of mixed lengths: a third are sentences, a third beginnings of some, a third two in one where they fit.
 """
 
 import argparse
+import copy
 import json
-import os
 import platform
+import random
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from datasets import Audio, Dataset, disable_progress_bars
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper import PseudoLabeler, load_audio
+from distilwhisper.audio import audio_duration, encode_audio
+from distilwhisper.export.ctranslate2 import write
 from distilwhisper.synthesis import CorpusConfig, synthesize_corpus
 
 TEACHER = Path(__file__).parents[1] / "examples" / "teacher"
+RATE = 16_000
+
+
+def mixed(clips: int, window_s: float, seed: int = 0) -> Dataset:
+    """Recordings of all lengths in a random order: sentences, beginnings of sentences, and two sentences in one."""
+    sizes = CorpusConfig(train=2 * clips, validation=0, test=0, ood_accents=0, ood_noise=0)
+    sentences = iter([load_audio(row["audio"]) for row in synthesize_corpus(sizes)["train"]])
+    chance, longest, made = random.Random(seed), round(window_s * RATE), list[bytes]()
+    for number in range(clips):
+        audio = next(sentences)
+        if number % 3 == 1:
+            audio = audio[: round(chance.uniform(0.3, 0.7) * len(audio))]
+        elif number % 3 == 2 and len(both := np.concatenate([audio, next(sentences)])) <= longest:
+            audio = both
+        made.append(encode_audio(audio, RATE))
+    chance.shuffle(made)
+    rows = {"audio": [{"bytes": audio, "path": None} for audio in made], "id": list(range(clips))}
+    return Dataset.from_dict(rows).cast_column("audio", Audio(decode=False))
 
 
 def published(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, data: Dataset, batch_size: int
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    data: Dataset,
+    batch_size: int,
+    cache_implementation: str | None = None,
 ) -> list[str]:
     """Fixed batches in the order given, `generate`, and one decode a row."""
     texts = []
@@ -40,55 +70,53 @@ def published(
             inputs = processor.feature_extractor(audio, sampling_rate=16_000, max_length=window, return_tensors="pt")
             features.append(inputs.input_features)
         with torch.no_grad():
-            rows = model.generate(torch.cat(features), language="en", task="transcribe", return_timestamps=False)
+            rows = model.generate(
+                torch.cat(features),
+                language="en",
+                task="transcribe",
+                return_timestamps=False,
+                cache_implementation=cache_implementation,
+            )
         texts += [processor.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
     return texts
 
 
-def ours(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, data: Dataset, batch_size: int, workers: int
-) -> list[str]:
+def ours(labeler: PseudoLabeler, data: Dataset, workers: int) -> list[str]:
     """The labeller, into a directory."""
     with tempfile.TemporaryDirectory() as folder:
-        labeler = PseudoLabeler(model, processor, language="en", batch_size=batch_size)
         return list(labeler.label(data, folder, num_workers=workers)["whisper_transcript"])
 
 
-class CTranslate2:
-    """The same weights in CTranslate2, with our batches: of like length, and features as we make them."""
+def widened(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor
+) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """Return the same weights with a window of 30 s, the only one that faster-whisper knows."""
+    config = copy.deepcopy(model.config)
+    config.max_source_positions = 1500
+    wide = WhisperForConditionalGeneration(config)
+    positions = {"model.encoder.embed_positions.weight": wide.model.encoder.embed_positions.weight}
+    wide.load_state_dict({**model.state_dict(), **positions})
+    wide.generation_config = model.generation_config
+    return wide.eval(), WhisperProcessor(WhisperFeatureExtractor(feature_size=80), processor.tokenizer)
+
+
+class FasterWhisper:
+    """The same weights in faster-whisper, one recording after the other: its batches are of one recording's windows."""
 
     def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> None:
-        import ctranslate2
+        from faster_whisper import WhisperModel
 
-        model.save_pretrained(folder / "model")
-        processor.save_pretrained(folder / "model")
-        processor.feature_extractor.save_pretrained(folder / "model")
-        copied = ["tokenizer.json"]
-        ctranslate2.converters.TransformersConverter(str(folder / "model"), copy_files=copied).convert(
-            str(folder / "ct2")
-        )
-        threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-        self.engine = ctranslate2.models.Whisper(str(folder / "ct2"), intra_threads=threads)
-        self.window = 2 * model.config.max_source_positions * processor.feature_extractor.hop_length
-        self.storage, self.processor = ctranslate2.StorageView, processor
+        write(model, processor, folder / "model", dtype="float32")
+        threads = torch.get_num_threads()
+        self.model = WhisperModel(str(folder / "model"), device="cpu", compute_type="float32", cpu_threads=threads)
 
-    def __call__(self, data: Dataset, batch_size: int) -> list[str]:
-        """Label in batches of like length."""
-        audio = [load_audio(row["audio"]) for row in data]
-        order = sorted(range(len(audio)), key=lambda index: len(audio[index]))
-        texts = [""] * len(audio)
-        prompt = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            features = self.processor.feature_extractor(
-                [audio[index] for index in part], sampling_rate=16_000, max_length=self.window, return_tensors="np"
-            ).input_features
-            view = self.storage.from_array(features)
-            results = self.engine.generate(view, [prompt] * len(part), beam_size=1, max_length=448)
-            for index, result in zip(part, results, strict=True):
-                texts[index] = self.processor.tokenizer.decode(
-                    result.sequences_ids[0], skip_special_tokens=True
-                ).strip()
+    def __call__(self, data: Dataset) -> list[str]:
+        """Label greedily, without timestamps and without trying again at other temperatures."""
+        greedy = {"beam_size": 1, "temperature": 0.0, "without_timestamps": True, "condition_on_previous_text": False}
+        texts = []
+        for row in data:
+            segments, _ = self.model.transcribe(load_audio(row["audio"]), language="en", task="transcribe", **greedy)
+            texts.append("".join(segment.text for segment in segments).strip())
         return texts
 
 
@@ -111,29 +139,48 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--bfloat16", action="store_true", help="measure ours in bfloat16, too")
-    parser.add_argument("--ctranslate2", action="store_true", help="measure CTranslate2, too")
+    parser.add_argument("--compile", action="store_true", help="measure a static cache and torch.compile, too")
+    parser.add_argument("--wide", action="store_true", help="give a narrow teacher a window of 30 s")
+    parser.add_argument("--token_budget", type=int, help="measure ours with batches of this budget, too")
+    parser.add_argument(
+        "--ctranslate2",
+        action="store_true",
+        help="measure ours with CTranslate2, and faster-whisper where the window is 30 s",
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/labelling.json"))
     args = parser.parse_args()
+    disable_progress_bars()
+    warnings.simplefilter("ignore", FutureWarning)
     processor = WhisperProcessor.from_pretrained(args.model)
     model = WhisperForConditionalGeneration.from_pretrained(args.model, dtype=torch.float32).eval()
-    sizes = CorpusConfig(train=args.clips, validation=0, test=0, ood_accents=0, ood_noise=0)
-    data = synthesize_corpus(sizes)["train"].shuffle(seed=0).flatten_indices()
-    seconds, size = sum(data["duration_s"]), args.batch_size
-    runs: dict[str, Callable[[], list[str]]] = {
-        "published loop": lambda: published(model, processor, data, size),
-        "PseudoLabeler": lambda: ours(model, processor, data, size, args.workers),
-    }
+    window_s = 2 * model.config.max_source_positions * processor.feature_extractor.hop_length / RATE
+    data = mixed(args.clips, window_s)
+    if args.wide:
+        model, processor = widened(model, processor)
+    lengths, size = [audio_duration(row["audio"], RATE) or 0.0 for row in data], args.batch_size
+    seconds = sum(lengths)
+    runs = {"published loop": lambda: published(model, processor, data, size)}
+    labelers: dict[str, dict[str, Any]] = {"PseudoLabeler": {}}
     if args.bfloat16:
-        half = WhisperForConditionalGeneration.from_pretrained(args.model, dtype=torch.bfloat16).eval()
-        runs["PseudoLabeler, bfloat16"] = lambda: ours(half, processor, data, size, args.workers)
+        labelers["bfloat16"] = {"dtype": torch.bfloat16}
+    if args.token_budget:
+        labelers["token budget"] = {"token_budget": args.token_budget}
     if args.ctranslate2:
+        labelers |= {engine: {"engine": engine} for engine in ("ctranslate2", "ctranslate2:int8_float32")}
+    if args.compile:
+        runs["published loop, static cache"] = lambda: published(model, processor, data, size, "static")
+        labelers["torch.compile"] = {}
+    for name, options in labelers.items():
+        teacher = copy.deepcopy(model)
+        if name == "torch.compile":
+            teacher.model.decoder.compile(dynamic=True)
+        labeler = PseudoLabeler(teacher, processor, language="en", batch_size=size, **options)
+        runs[name] = partial(ours, labeler, data, args.workers)
+    if args.ctranslate2 and model.config.max_source_positions == 1500:
         with tempfile.TemporaryDirectory() as folder:
-            engine = CTranslate2(model, processor, Path(folder))
-        runs["CTranslate2, float32"] = lambda: engine(data, size)
+            runs["faster-whisper"] = partial(FasterWhisper(model, processor, Path(folder)), data)
     results, baseline = {}, None
-    print(
-        f"{args.clips} clips, {seconds:.0f} s, lengths {min(data['duration_s']):.1f} to {max(data['duration_s']):.1f} s"
-    )
+    print(f"{args.clips} clips, {seconds:.0f} s, lengths {min(lengths):.1f} to {max(lengths):.1f} s")
     print("| | seconds | x real time | faster | CPU seconds | of the loop's | same text |")
     print("|:--|--:|--:|--:|--:|--:|--:|", flush=True)
     for name, run in runs.items():

@@ -6,8 +6,9 @@ import threading
 import time
 from pathlib import Path
 
-from datasets import Audio, Dataset, load_dataset, load_from_disk
+from datasets import Dataset, load_from_disk
 
+from distilwhisper import load_speech
 from distilwhisper.label_store import Columns, LabelStore
 
 
@@ -22,7 +23,7 @@ def words_of(row: int) -> dict:
     }  # fmt: skip
 
 
-def open_store(directory, data, *, shard_rows=10, lease_s=60.0, speaker=None, **settings) -> LabelStore:
+def open_store(directory, data, *, shard_rows=10, lease_s=60.0, speaker=(), **settings) -> LabelStore:
     columns = Columns("audio", "text", None, speaker)
     return LabelStore(
         Path(directory), data, columns, settings, text_tokens=list, shard_rows=shard_rows, lease_s=lease_s
@@ -46,8 +47,7 @@ def label_by_number(store: LabelStore, pause_s: float = 0.0) -> Dataset:
 def read(settings: dict):
     """The data set that the settings name."""
     if "parquet" in settings:  # a stream
-        stream = load_dataset("parquet", data_files=settings["parquet"], split="train", streaming=True)
-        return stream.cast_column("audio", Audio(decode=False))
+        return load_speech(settings["parquet"], streaming=True)
     return load_from_disk(settings["data"])
 
 

@@ -39,7 +39,7 @@ FLOORS = [
         *"training_tracker word_timing".split(),
     ],
     "dataset_filters decoding export.ctranslate2 export.decoder_only reports trainer".split(),
-    "chunking filtering longform model_card stage_trackers transcripts".split(),
+    "chunking ctranslate2_decoding filtering longform model_card stage_trackers transcripts".split(),
     ["transcription"],
     "alignment batch_transcription benchmarks caching evaluation export.parity".split(),
     "evaluation_files export.exporting pseudo_labels".split(),

@@ -102,7 +102,7 @@ def test_two_processes_killed_again_and_again_leave_what_one_would(tmp_path, str
 def test_a_prompt_reaches_over_the_border_of_shards(tmp_path):
     """Guards P16."""
     data = numbered(25).add_column("speaker", ["ann"] * 12 + ["bob"] * 13)
-    labelled = label_by_number(open_store(tmp_path, data.to_iterable_dataset(), speaker="speaker"))
+    labelled = label_by_number(open_store(tmp_path, data.to_iterable_dataset(), speaker=("speaker",)))
     expected = [[] if row in (0, 12) else words_of(row - 1)["whisper_tokens"] for row in range(25)]
     assert labelled["whisper_prompt"][:] == expected
 

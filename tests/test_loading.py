@@ -137,6 +137,21 @@ def test_copy_of_a_hub_repository_keeps_its_splits(speech, tmp_path):
     assert_holds_the_clips(load_speech(tmp_path, "train"))
 
 
+def test_parquet_files_are_streamed_with_their_splits_and_the_same_rows(speech, tmp_path):
+    (tmp_path / "data").mkdir()
+    for index in range(2):
+        speech.select(range(index, 3)).to_parquet(tmp_path / "data" / f"train-0000{index}-of-00002.parquet")
+    speech.select([2]).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    streams = load_speech(tmp_path, streaming=True)
+    assert {name: list(part) for name, part in streams.items()} == {
+        name: list(part) for name, part in load_speech(tmp_path).items()
+    }
+    assert list(load_speech(tmp_path, "test+train", streaming=True)["text"]) == [TEXTS[2], *TEXTS, *TEXTS[1:]]
+    one = load_speech(tmp_path / "data" / "train-00000-of-00002.parquet", streaming=True)
+    assert list(one["text"]) == TEXTS
+    np.testing.assert_allclose(load_audio(next(iter(one))["audio"]), tone(0.25, 200), atol=1e-3)
+
+
 @pytest.mark.parametrize("key", ["audio", "audio_filepath", "file_name", "path", "file"])
 def test_manifest_names_recordings_relative_to_itself(recordings, key):
     rows = [{key: name, "text": text} for name, text in zip(CLIPS, TEXTS, strict=True)]

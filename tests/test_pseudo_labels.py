@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from datasets import Audio, Dataset, DatasetDict, load_from_disk
 from test_generation import talkative
 from transformers import WhisperForConditionalGeneration
 
-from distilwhisper import StateCache, load_speech
+from distilwhisper import Packer, StateCache, load_speech
 from distilwhisper.pseudo_labels import LABEL_FEATURES, PseudoLabeler
 
 GOOD = [encoded(tone(0.5 + index / 4, 150 + 90 * index)) for index in range(5)]
@@ -141,6 +142,36 @@ def test_a_prompt_is_the_text_of_the_row_before_by_the_same_speaker(timed_labele
     assert all(token < tokens.end_of_text for prompt in prompts.values() for token in prompt)
 
 
+@pytest.mark.parametrize("where", ["memory", "directory"])
+def test_a_prompt_crosses_neither_a_speaker_nor_a_recording_after_packing(timed_labeler, tmp_path, where):
+    clips = [encoded(tone(0.4 + index / 10, 150 + 90 * index)) for index in range(8)]
+    people = ["ann", "ann", "ann", "ann", "ann", "bob", "bob", None]
+    recordings = ["x", "x", "x", "y", "y", "y", "y", "y"]
+    data = audio_dataset(clips, speaker=people, recording=recordings)
+    by = ("speaker", "recording")
+    packed = Packer(by, max_seconds=1.2, silence_s=0.1).pack(data, tmp_path / "packed")
+    assert packed["recording"][:] == ["x", "x", "y", "y", "y", "y", "y"]  # the first two clips share a pack
+    folder = tmp_path / "labels" if where == "directory" else None
+    labelled = timed_labeler.label(packed, folder, speaker_column=by, shard_rows=3)
+    texts = [timed_labeler.transcriber.tokens.without_timestamps(tokens) for tokens in labelled["whisper_tokens"]]
+    assert labelled["whisper_prompt"][:] == [[], texts[0], [], texts[2], [], texts[4], []]
+    assert min(map(len, texts)) > 1
+
+
+@pytest.mark.parametrize("where", ["memory", "directory"])
+def test_each_row_may_have_its_own_language(labeler, processor, tmp_path, where):
+    languages = ["en", "German", None, "klingon", "<|de|>"]
+    folder = tmp_path if where == "directory" else None
+    labelled = labeler.label(audio_dataset(GOOD, spoken=languages), folder, language_column="spoken")
+    assert labelled["whisper_language"][:] == ["en", "de", "en", "de"]  # without one, the labeller's
+    assert [(problem["index"], problem["reason"]) for problem in labeler.set_aside] == [(3, "unknown_language")]
+    german = PseudoLabeler(talkative(), processor, language="de", batch_size=2).label(audio_dataset(GOOD))
+    english = labeler.label(audio_dataset(GOOD))
+    expected = [english[0], german[1], english[2], german[4]]
+    assert labelled["whisper_tokens"][:] == [row["whisper_tokens"] for row in expected]
+    assert german["whisper_tokens"][:] != english["whisper_tokens"][:]
+
+
 def test_there_is_no_prompt_column_without_speakers(labeler):
     assert "whisper_prompt" not in labeler.label(audio_dataset(GOOD[:2])).column_names
 
@@ -189,6 +220,16 @@ def test_columns_of_an_earlier_labelling_are_replaced_and_a_known_duration_is_ke
     assert "whisper_transcript" in caplog.text
 
 
+def test_progress_tells_rows_the_time_left_hours_of_audio_and_time_by_their_length(labeler, capsys):
+    labeler.label(audio_dataset(GOOD))
+    last = capsys.readouterr().err.rstrip().split("\r")[-1]
+    seconds = sum(len(tone(0.5 + index / 4)) for index in range(5)) / 16_000
+    shown = re.search(r"5/5 \[\d+:\d+<00:00, .*, ([\d.]+) h of audio, ([\d.]+) x real time\]", last)
+    assert shown, last
+    assert shown[1] == f"{seconds / 3600:.2f}"
+    assert float(shown[2]) <= labeler.report.real_time_factor + 0.001
+
+
 def test_a_second_labelling_starts_a_new_report(labeler):
     labeler.label(audio_dataset([None, GOOD[0]]))
     labeler.label(audio_dataset([GOOD[0]]))
@@ -202,7 +243,12 @@ def test_what_cannot_be_labelled_is_refused(labeler):
         labeler.label(GOOD)
     with pytest.raises(ValueError, match="pass output_dir"):
         labeler.label(audio_dataset(GOOD).to_iterable_dataset())
-    for wrong in ({"audio_column": "sound"}, {"speaker_column": "who"}, {"id_column": "name"}):
+    for wrong in (
+        {"audio_column": "sound"},
+        {"speaker_column": "who"},
+        {"id_column": "name"},
+        {"language_column": "tongue"},
+    ):
         with pytest.raises(ValueError, match=f"no column '{next(iter(wrong.values()))}'"):
             labeler.label(audio_dataset(GOOD), **wrong)
 
@@ -236,6 +282,48 @@ def test_another_teacher_or_language_is_refused_by_name(labeler, processor, tmp_
             PseudoLabeler(other, processor, language=language, batch_size=2).label(audio_dataset(GOOD[:1]), tmp_path)
 
 
+@pytest.mark.parametrize(("language", "timestamps"), [("en", False), (None, True)])
+def test_ctranslate2_gives_the_labels_of_pytorch(processor, tmp_path, language, timestamps):
+    pytest.importorskip("ctranslate2", reason="pip install 'distilwhisper[ctranslate2]'")
+    options = {"language": language, "return_timestamps": timestamps, "batch_size": 2, "max_new_tokens": 12}
+    expected = PseudoLabeler(talkative(), processor, **options).label(audio_dataset(GOOD))
+    labeler = PseudoLabeler(talkative(), processor, engine="ctranslate2", **options)
+    labelled = labeler.label(audio_dataset(GOOD), tmp_path)
+    for name in set(LABEL_FEATURES) - {"whisper_avg_logprob", "whisper_no_speech_prob"}:
+        assert labelled[name][:] == expected[name][:], name
+    for name in ("whisper_avg_logprob", "whisper_no_speech_prob"):
+        assert labelled[name][:] == pytest.approx(expected[name][:], rel=1e-3)
+    assert {*expected["whisper_capped"]} == {True, False} or len(set(map(len, expected["whisper_tokens"]))) > 1
+    with pytest.raises(ValueError, match="engine: ctranslate2 then, torch now"):
+        PseudoLabeler(talkative(), processor, **options).label(audio_dataset(GOOD), tmp_path)
+    with pytest.raises(ValueError, match="states for the training come from PyTorch"):
+        labeler.label(audio_dataset(GOOD), cache_dir=tmp_path / "states")
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 30])
+def test_ctranslate2_stops_at_the_length_limit_of_pytorch(processor, tokens):
+    pytest.importorskip("ctranslate2", reason="pip install 'distilwhisper[ctranslate2]'")
+    ours, theirs = [
+        PseudoLabeler(talkative(), processor, language="en", max_new_tokens=tokens, engine=engine).label(
+            audio_dataset(GOOD)
+        )
+        for engine in ("torch", "ctranslate2")
+    ]
+    assert ours["whisper_tokens"][:] == theirs["whisper_tokens"][:]
+    assert ours["whisper_capped"][:] == theirs["whisper_capped"][:]
+
+
+def test_what_ctranslate2_lacks_is_refused_by_name(processor):
+    pytest.importorskip("ctranslate2", reason="pip install 'distilwhisper[ctranslate2]'")
+    for options, message in (
+        ({"engine": "ctranslate"}, "engine must be torch, ctranslate2 or"),
+        ({"engine": "ctranslate2:float13"}, "CTranslate2 has no float13 on this cpu, but .*float32"),
+        ({"engine": "ctranslate2", "num_beams": 2, "temperature": (0, 0.5)}, "without num_beams, temperature"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PseudoLabeler(talkative(), processor, language="en", **options)
+
+
 class Greedy(WhisperForConditionalGeneration):
     """A Whisper whose encoder really asks for more memory than any machine has, for batches above a size."""
 
@@ -259,6 +347,19 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_size_remembered
     assert labelled["whisper_tokens"][:] == expected["whisper_tokens"][:]
     assert teacher.sizes == [10, 5, 2, 2, 1, 2, 2, 1, 2, 2, 1]
     assert "10 recordings do not fit into memory: going on with 5" in caplog.text
+
+
+def test_a_token_budget_makes_the_batches_and_the_same_labels(labeler, processor):
+    expected = labeler.label(audio_dataset(GOOD * 2))
+    teacher = talkative()
+    sizes, config = [], teacher.config
+    teacher.model.encoder.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    budget = 6 * (config.max_source_positions + config.max_target_positions)
+    budgeted = PseudoLabeler(teacher, processor, language="en", batch_size=1, token_budget=budget)
+    assert budgeted.label(audio_dataset(GOOD * 2))["whisper_tokens"][:] == expected["whisper_tokens"][:]
+    assert sum(sizes) == 10
+    assert min(sizes[:-1]) >= 6
+    assert sizes[0] > 6  # the shortest
 
 
 def test_a_recording_that_does_not_fit_alone_is_an_error(processor):

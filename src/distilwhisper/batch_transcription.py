@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +30,7 @@ class BatchTranscriber:
         self,
         batches: Iterable[Sequence[tuple[Key, Any]]],
         *,
+        languages: Callable[[Key], str | None] | None = None,
         num_workers: int = 0,
         on_batch: OnBatch | None = None,
     ) -> Iterator[list[tuple[Key, Transcript | AudioError]]]:
@@ -37,6 +38,7 @@ class BatchTranscriber:
 
         Args:
             batches: Pairs of a name and whatever `load_audio` reads, in batches.
+            languages: Returns the language of a name, if it is known; by default the transcriber's settings say it.
             num_workers: Threads that read, resample and make log-mel features while the model runs; 0 for none.
             on_batch: Called with the names, transcripts and encoder outputs of each batch, or half of one.
 
@@ -51,20 +53,34 @@ class BatchTranscriber:
 
         def run(batch: Batch[Key]) -> list[Transcript]:
             states = decoder.encode(batch.features)
-            transcripts = self.transcriber.transcribe_states(states, batch.durations_s, head)
+            known = None if languages is None else [languages(key) for key in batch.keys]
+            transcripts = self.transcriber.transcribe_states(states, batch.durations_s, head, known)
             if on_batch is not None:
                 on_batch(batch.keys, transcripts, states.model)
             return transcripts
 
-        for bad, batch in prefetched(self._prepare, batches, num_workers):
+        def prepare(recordings: Sequence[tuple[Key, Any]]) -> tuple[list[tuple[Key, AudioError]], Batch[Key]]:
+            return self._prepare(recordings, languages)
+
+        for bad, batch in prefetched(prepare, batches, num_workers):
             yield [*bad, *zip(batch.keys, self._run_in_memory(run, batch), strict=True)]
 
-    def _prepare(self, recordings: Sequence[tuple[Key, Any]]) -> tuple[list[tuple[Key, AudioError]], Batch[Key]]:
+    def _prepare(
+        self, recordings: Sequence[tuple[Key, Any]], languages: Callable[[Key], str | None] | None
+    ) -> tuple[list[tuple[Key, AudioError]], Batch[Key]]:
         rate, bad, good = self.transcriber.sampling_rate, list[tuple[Key, AudioError]](), list[tuple[Key, Samples]]()
         for key, value in recordings:
             try:
+                if languages is not None:
+                    self._check_language(languages(key))
                 good.append((key, load_audio(value, rate, max_duration_s=self.transcriber.window_s)))
             except AudioError as error:
                 bad.append((key, error))
         features = self.transcriber.extract_features([audio for _, audio in good]) if good else torch.empty(0)
         return bad, Batch([key for key, _ in good], [len(audio) / rate for _, audio in good], features)
+
+    def _check_language(self, language: str | None) -> None:
+        try:
+            self.transcriber.check_language(language)
+        except ValueError as error:
+            raise AudioError("unknown_language", str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,9 @@ from torch import Tensor
 from distilwhisper.audio import audio_duration
 
 logger = logging.getLogger(__name__)
+
+PREFIX_TOKENS = 5
+"""Start, language, task, no timestamps, and the end."""
 
 InputT = TypeVar("InputT")
 OutputT = TypeVar("OutputT")
@@ -73,10 +77,42 @@ class Halving:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or should_reduce_batch_size(error)
+    return known or "out of memory" in str(error)  # CTranslate2 has no error of its own for it
 
 
-def plan_batches(durations_s: Sequence[float | None], batch_size: int) -> list[list[int]]:
+@dataclass(frozen=True)
+class TokenBudget:
+    """How many recordings share a batch: as many as the decoder's keys and values have room for.
+
+    A row holds those of the encoder's whole window, however short the recording is, and those of its text.
+
+    Attributes:
+        positions: Room of a batch, in positions of a layer: ``batch * (window + text)``.
+        window: Positions of the encoder's output: 1,500 in the published models.
+        text: Most positions of the decoder's: 448 there.
+        tokens_per_s: Tokens that a second of speech may take; a batch that does not fit after all is halved.
+    """
+
+    positions: int
+    window: int
+    text: int
+    tokens_per_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.positions < self.window + self.text:
+            row = f"{self.window + self.text:,} ({self.window:,} of the window, {self.text} of its text)"
+            raise ValueError(f"token_budget must have room for one recording, {row}, not {self.positions:,}")
+
+    def of_row(self, duration_s: float | None) -> int:
+        """Return the positions of a recording; of one whose length is unknown, the most."""
+        tokens = self.text if duration_s is None else PREFIX_TOKENS + math.ceil(self.tokens_per_s * duration_s)
+        return self.window + min(self.text, tokens)
+
+
+def plan_batches(
+    durations_s: Sequence[float | None], batch_size: int, budget: TokenBudget | None = None
+) -> list[list[int]]:
     """Return the places of recordings in batches of like length, so that few wait for the longest of their batch.
 
     The batches follow from the durations alone: the same recordings make the same batches again.
@@ -84,9 +120,22 @@ def plan_batches(durations_s: Sequence[float | None], batch_size: int) -> list[l
     Args:
         durations_s: Lengths as the headers state them, None where they do not.
         batch_size: Recordings in a batch.
+        budget: What bounds a batch instead.
     """
     order = sorted(range(len(durations_s)), key=lambda place: durations_s[place] or 0.0)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if budget is None:
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    longest = 0
+    for place in order:
+        row = budget.of_row(durations_s[place])
+        if batches and (len(batches[-1]) + 1) * max(longest, row) <= budget.positions:
+            batches[-1].append(place)
+            longest = max(longest, row)
+        else:
+            batches.append([place])
+            longest = row
+    return batches
 
 
 def stated_duration(value: Any, sampling_rate: int) -> float | None:

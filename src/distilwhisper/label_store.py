@@ -36,16 +36,17 @@ class LabelStoreError(ValueError):
 
 
 class Columns(NamedTuple):
-    """The names of a data set's columns."""
+    """The names of a data set's columns; ``speaker`` has all that say whose text comes before a row's."""
 
     audio: str
     text: str
     id: str | None
-    speaker: str | None
+    speaker: tuple[str, ...] = ()
+    language: str | None = None
 
     def check(self, data: Dataset | IterableDataset) -> None:
         """Refuse a data set that is known to lack one of the columns that were named."""
-        for name in (self.id, self.speaker):
+        for name in (self.id, self.language, *self.speaker):
             if name is not None and data.column_names is not None and name not in data.column_names:
                 raise ValueError(f"the dataset has no column {name!r}; it has {data.column_names}")
 
@@ -53,6 +54,11 @@ class Columns(NamedTuple):
         """Return the name of a row, or its number if there are no names."""
         name = self.id or "id"
         return data[name][row] if name in data.column_names else row
+
+    def speakers(self, data: Dataset) -> list[list[Any] | None]:
+        """Return who speaks in each row, and where: None if a column does not say."""
+        rows = zip(*(data[name][:] for name in self.speaker), strict=True)
+        return [None if None in row else list(row) for row in rows]
 
 
 class LabelStore:
@@ -165,7 +171,7 @@ class LabelStore:
         name = self.columns.identify(rows, row) if columns.id or "id" in names else offset + row
         record: dict[str, Any] = {"index": offset + row, "id": name}
         if columns.speaker:
-            record["speaker"] = rows[columns.speaker][row]
+            record["speaker"] = columns.speakers(rows.select([row]))[0]
         if isinstance(result, AudioError):
             return record | {"reason": result.reason, "message": str(result)}
         return record | {"reference": columns.text in names and bool(rows[columns.text][row])} | result

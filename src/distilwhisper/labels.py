@@ -166,7 +166,7 @@ def previous_texts(
 
     Args:
         labels: A label or None for each row.
-        speakers: Who spoke, None if unknown, for each row.
+        speakers: Who spoke, and in which recording; None if unknown. For each row.
         text_tokens: Takes the timestamps out of tokens.
     """
     prompts, spoken, last_speaker = [], list[int](), None

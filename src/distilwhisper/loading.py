@@ -16,11 +16,14 @@ from datasets import (
     DatasetDict,
     Features,
     IterableDataset,
+    IterableDatasetDict,
     Value,
     concatenate_datasets,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
+from pyarrow.parquet import ParquetFile
 
 from distilwhisper.audio import undecoded
 
@@ -50,8 +53,8 @@ def load_speech(
             ``DatasetDict`` where there are several.
         config: Configuration of a Hub data set, such as a language.
         audio_column: Column of the recordings.
-        **kwargs: Further arguments of ``datasets.load_dataset`` for Hub ids and tar files, such as ``streaming=True``
-            (tar files are else copied into the cache first) or ``revision``.
+        **kwargs: Further arguments of ``datasets.load_dataset`` for Hub ids and tar files, such as ``revision`` or
+            ``streaming=True``, which parquet takes, too (else tar and parquet are copied into the cache first).
 
     Raises:
         FileNotFoundError: If a path does not exist and cannot be a Hub id, or holds nothing that can be read.
@@ -61,7 +64,7 @@ def load_speech(
     if path.exists() and (files := _tar_files(path)):
         data = _choose(_load_tar(files, audio_column, kwargs), split, source)
     elif path.exists():
-        data = _choose(_load_local(path, config, audio_column), split, source)
+        data = _choose(_load_local(path, config, audio_column, kwargs.get("streaming", False)), split, source)
     elif _is_no_hub_id(str(source)):
         raise FileNotFoundError(f"{source} does not exist; give an existing path or a Hub id such as 'user/name'")
     else:
@@ -98,9 +101,24 @@ def _is_no_hub_id(source: str) -> bool:
     return known_suffix or source.startswith((".", "~", "/")) or source.endswith("/") or source.count("/") > 1
 
 
-def _load_local(path: Path, config: str | None, audio_column: str) -> Dataset | DatasetDict:
+def _stream_parquet(files: list[str]) -> IterableDataset:
+    # Not the stream of `datasets`: behind it PyArrow reads up to 1 GiB ahead of a slow reader.
+    found = Features.from_arrow_schema(ParquetFile(files[0]).schema_arrow)
+    file = {"bytes": Value("binary"), "path": Value("string")}
+    features = Features({name: file if isinstance(kind, Audio) else kind for name, kind in found.items()})
+    return IterableDataset.from_generator(_parquet_rows, features=features, gen_kwargs={"files": files})
+
+
+def _parquet_rows(files: list[str]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        with ParquetFile(file, pre_buffer=False, buffer_size=2**20) as table:
+            for batch in table.iter_batches(batch_size=16):
+                yield from batch.to_pylist()
+
+
+def _load_local(path: Path, config: str | None, audio_column: str, streaming: bool) -> Any:
     if path.suffix == ".parquet" and path.is_file():
-        return Dataset.from_parquet(str(path))
+        return _stream_parquet([str(path)]) if streaming else Dataset.from_parquet(str(path))
     if path.is_file():
         return _load_manifest(path, audio_column)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -110,7 +128,10 @@ def _load_local(path: Path, config: str | None, audio_column: str) -> Dataset | 
     if manifests := {folder.name: file for folder in sorted(path.iterdir()) if (file := _metadata(folder))}:
         return DatasetDict({name: _load_manifest(file, audio_column) for name, file in manifests.items()})
     if any(path.rglob("*.parquet")):
-        return load_dataset(str(path), config)  # it tells the splits by the names of the files
+        if not streaming:
+            return load_dataset(str(path), config)  # it tells the splits by the names of the files
+        splits = load_dataset_builder(str(path), config).config.data_files
+        return IterableDatasetDict({name: _stream_parquet(list(files)) for name, files in splits.items()})
     return _load_recordings(path, audio_column)
 
 
@@ -234,7 +255,7 @@ def _with_audio(rows: list[dict[str, Any]], recordings: list[str], audio_column:
 
 
 def _choose(data: Any, split: str | None, source: str | Path) -> Any:
-    if not isinstance(data, DatasetDict):
+    if not isinstance(data, (DatasetDict, IterableDatasetDict)):
         if split not in (None, data.split):
             raise ValueError(f"{source} has no splits; leave {split!r} out")
         return data

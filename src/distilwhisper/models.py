@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, WhisperConfig, WhisperForConditionalGeneration
+from transformers import PreTrainedConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+HUB_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"})
+"""The options of loading that a configuration and a processor take, too."""
 
 
 def load_whisper(
@@ -25,8 +29,7 @@ def load_whisper(
         ValueError: If it is another kind of model.
         OSError: If there is no such checkpoint.
     """
-    names = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
-    load_config(source, **{name: options[name] for name in names if name in options})
+    load_config(source, **{name: value for name, value in options.items() if name in HUB_OPTIONS})
     return WhisperForConditionalGeneration.from_pretrained(source, dtype=dtype or "auto", **options)
 
 
@@ -50,6 +53,27 @@ def load_config(source: str | Path, **options: Any) -> WhisperConfig:
     if config.get("model_type") != "whisper":
         raise ValueError(f"{source} is a model of type {config.get('model_type')!r}, not a Whisper")
     return WhisperConfig.from_dict(config)
+
+
+def default_device() -> torch.device:
+    """Return the accelerator of this process, or the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return torch.device("cpu")
+    # Processes that were started together on one machine take a device each.
+    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
+
+
+def load_processor(model: WhisperForConditionalGeneration, options: dict[str, Any]) -> WhisperProcessor:
+    """Return the processor from where a model came from, loaded with the model's options.
+
+    Raises:
+        ValueError: If the model does not say where that is.
+    """
+    if not model.name_or_path:
+        raise ValueError("the model does not say where it came from: pass its processor")
+    hub_options = {name: value for name, value in options.items() if name in HUB_OPTIONS}
+    return WhisperProcessor.from_pretrained(model.name_or_path, **hub_options)
 
 
 def _is_no_hub_id(source: str) -> bool:

@@ -19,7 +19,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.audio import AudioError, undecoded
 from distilwhisper.batch_transcription import BatchTranscriber
-from distilwhisper.batches import plan_batches, stated_duration
+from distilwhisper.batches import TokenBudget, plan_batches, stated_duration
 from distilwhisper.cache import CacheKey
 from distilwhisper.caching import StateRecorder, training_collator
 from distilwhisper.collator import Sample
@@ -52,7 +52,10 @@ class PseudoLabeler:
         return_timestamps: Label with timestamps.
         num_beams: 1 is greedy.
         batch_size: Recordings at a time.
-        **options: ``max_new_tokens``, ``dtype``, ``device`` and what else
+        token_budget: What bounds a batch instead: the positions of keys and values that a layer of the decoder may hold
+            for it, window and text of all its recordings (`TokenBudget`). Batches of
+            short recordings are then larger, as far as memory allows.
+        **options: ``max_new_tokens``, ``dtype``, ``device``, ``engine`` and what else
             `Transcriber` takes. Recordings longer than the window are set aside,
             unless ``long_form`` says otherwise.
 
@@ -72,6 +75,7 @@ class PseudoLabeler:
         return_timestamps: bool = False,
         num_beams: int = 1,
         batch_size: int = 16,
+        token_budget: int | None = None,
         **options: Any,
     ) -> None:
         self.transcriber = Transcriber(
@@ -85,6 +89,9 @@ class PseudoLabeler:
             **{"long_form": None, **options},
         )
         self._transcribe_batches = BatchTranscriber(self.transcriber)
+        config = self.transcriber.model.config
+        sizes = config.max_source_positions, config.max_target_positions
+        self._budget = None if token_budget is None else TokenBudget(token_budget, *sizes)
         self.set_aside: list[dict[str, Any]] = []
         self.report = LabelReport()
 
@@ -96,7 +103,8 @@ class PseudoLabeler:
         audio_column: str = "audio",
         text_column: str = "text",
         id_column: str | None = None,
-        speaker_column: str | None = None,
+        speaker_column: str | Sequence[str] | None = None,
+        language_column: str | None = None,
         num_workers: int = 2,
         cache_dir: str | Path | None = None,
         encoder_dtype: str = "model",
@@ -117,11 +125,13 @@ class PseudoLabeler:
             audio_column: Column of the recordings.
             text_column: Column of the reference transcripts, which need not exist.
             id_column: Column that names rows that are set aside; default ``id``, where there is one.
-            speaker_column: Column of speakers. With it, rows get ``whisper_prompt``: the text tokens of the
-                row before, where that has the same speaker and a label. Rows of a speaker should be in order.
+            speaker_column: Column of speakers, or several: ``("speaker_id", "recording_id")``. With it, rows get
+                ``whisper_prompt``: the text tokens of the row before, where that has the same values in all of them
+                and a label. Rows of a speaker should be in order.
+            language_column: Column of languages; where it is empty, the labeller's own language counts.
             num_workers: Threads that read recordings and make features while the model runs.
             cache_dir: Directory for the encoder's output and the teacher's hidden states on the labels, which the
-                training then need not compute (``state_cache``); default nowhere.
+                training then need not compute (``state_cache``); default nowhere. Needs the engine ``torch``.
             encoder_dtype: Form of the encoder's output there: ``model``, as computed, or ``int8``.
             shard_rows: Rows that a process takes at a time, and that are sorted by length together.
             lease_s: Seconds after which a process on another machine that gives no sign of life counts as dead.
@@ -133,14 +143,17 @@ class PseudoLabeler:
         Raises:
             TypeError: If the data set is none of these.
             ValueError: If a column is missing, or a stream is to go nowhere, or ``output_dir`` holds something else or
-                labels that were begun with other settings.
+                labels that were begun with other settings, or another engine is to fill a cache.
             OSError: If the disk is full; what is labelled by then is kept.
         """
-        names = Columns(audio_column, text_column, id_column, speaker_column)
+        speakers = (speaker_column,) if isinstance(speaker_column, str) else tuple(speaker_column or ())
+        names = Columns(audio_column, text_column, id_column, speakers, language_column)
         parts = {split: _ready(part, names, output_dir) for split, part in _splits(dataset).items()}
         self.set_aside, self.report = [], LabelReport()
         recorder = None
         if cache_dir is not None:
+            if self.transcriber.engine != "torch":
+                raise ValueError("states for the training come from PyTorch: give no cache_dir, or engine='torch'")
             collator = training_collator(self.transcriber, audio_column=audio_column)
             recorder = StateRecorder(
                 self.transcriber, cache_dir, collator, encoder_dtype=encoder_dtype, num_workers=num_workers
@@ -203,7 +216,7 @@ class PseudoLabeler:
         self.report.set_aside.update(problem.reason for problem in problems.values())
         prompts = None
         if job.names.speaker:
-            prompts = previous_texts(labels, data[job.names.speaker], self.transcriber.tokens.without_timestamps)
+            prompts = previous_texts(labels, job.names.speakers(data), self.transcriber.tokens.without_timestamps)
         result = join_labels(data, labels, prompts)
         if job.recorder is not None:
             job.recorder.record_all(result)  # sequences with prompts, which take the label of the row before
@@ -227,9 +240,10 @@ class PseudoLabeler:
         """Label the rows that are not done, in the very batches that all rows would make."""
         recordings = rows.select_columns(job.names.audio)
         durations = [stated_duration(row[job.names.audio], self.transcriber.sampling_rate) for row in recordings]
-        batches = [
-            batch for batch in plan_batches(durations, self.transcriber.batch_size) if not done.issuperset(batch)
-        ]
+        planned = plan_batches(durations, self.transcriber.batch_size, self._budget)
+        batches = [batch for batch in planned if not done.issuperset(batch)]
+
+        languages = rows[job.names.language][:] if job.names.language else None
 
         def record(indices: Sequence[int], transcripts: list[Transcript], states: Tensor) -> None:
             samples = [Sample({**rows[i], **label_of(t)}, i) for i, t in zip(indices, transcripts, strict=True)]
@@ -238,6 +252,7 @@ class PseudoLabeler:
 
         for results in self._transcribe_batches(
             ([(row, recordings[row][job.names.audio]) for row in batch] for batch in batches),
+            languages=None if languages is None else languages.__getitem__,
             num_workers=job.num_workers,
             on_batch=record if job.recorder is not None else None,
         ):
@@ -250,6 +265,7 @@ class PseudoLabeler:
         config = model.generation_config
         return {
             "teacher weights": f"{key.encoder_weights[:16]} {key.decoder_weights[:16]}",
+            "engine": teller.engine,
             "number type": key.dtype,
             "feature extractor": key.features,
             "language": teller.language or "detected",
@@ -294,7 +310,7 @@ def _ready(data: Any, names: Columns, output_dir: str | Path | None) -> Any:
         raise ValueError("a stream is labelled into a directory: pass output_dir")
     data = undecoded(data, names.audio).with_format(None)
     names.check(data)
-    return without_labels(data, prompts=names.speaker is not None)
+    return without_labels(data, prompts=bool(names.speaker))
 
 
 @contextmanager

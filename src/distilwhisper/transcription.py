@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,11 +14,12 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from distilwhisper.audio import AudioError, Samples, undecoded
 from distilwhisper.chunking import join_chunks
-from distilwhisper.decoding import Fallback, States, Window, WindowDecoder
+from distilwhisper.ctranslate2_decoding import make_decoder
+from distilwhisper.decoding import Fallback, States, Window
 from distilwhisper.generation import Head
 from distilwhisper.loading import load_speech
 from distilwhisper.longform import transcribe_sequentially
-from distilwhisper.models import load_whisper
+from distilwhisper.models import default_device, load_processor, load_whisper
 from distilwhisper.pieces import Cutting, LongPiece, Piece, read_pieces
 from distilwhisper.segments import split_at_timestamps
 from distilwhisper.speculative import DRAFT_TOKENS, SpeculationReport
@@ -30,9 +30,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 # Recordings read ahead to make batches of equal length: 256 of 30 s take 490 MB.
 READ_AHEAD = 256
-HUB_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"})
 
-
+Languages = Sequence[str | None] | None
 OnBatch = Callable[[Sequence[Any], list[Transcript], Tensor], None]
 
 
@@ -70,6 +69,7 @@ class Transcriber:
         assistant: A student of the model, or the path or Hub id of one, which drafts what the model then checks:
             the same tokens in less time (greedy decoding; paper, section 3.4).
         draft_tokens: How many tokens the assistant drafts at a time.
+        engine: ``torch``; or ``ctranslate2``, greedy alone, or with a number type of its own: ``ctranslate2:int8``.
         dtype: Number type; default that of the checkpoint, but float32 instead of float16 on a CPU.
         device: Where to run.
         **load_options: ``revision``, ``subfolder``, ``token`` and so on, for a path or Hub id.
@@ -101,6 +101,7 @@ class Transcriber:
         seed: int = 0,
         assistant: WhisperForConditionalGeneration | str | Path | None = None,
         draft_tokens: int = DRAFT_TOKENS,
+        engine: str = "torch",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         **load_options: Any,
@@ -109,21 +110,23 @@ class Transcriber:
             if count < 1:
                 raise ValueError(f"{name} must be 1 or more, not {count}")
         self.model = _load_model(model, dtype, device, load_options)
-        self.processor = processor or _load_processor(self.model, load_options)
+        self.processor = processor or load_processor(self.model, load_options)
         self.tokens = self._look_up_tokens(timestamps=return_timestamps or long_form == "sequential")
-        self.language = self._check_language(language, task)
         self.task, self.return_timestamps, self.batch_size = task, return_timestamps, batch_size
+        self.language = self.check_language(language)
         self.condition_on_prev = condition_on_prev
-        if condition_on_prev and long_form != "sequential":
-            raise ValueError("condition_on_prev needs long_form='sequential': chunks are heard on their own")
+        if condition_on_prev and (long_form != "sequential" or engine != "torch"):
+            raise ValueError("condition_on_prev needs long_form='sequential' and engine='torch'")
         self.cutting = Cutting(self.sampling_rate, self.window_s, long_form, chunk_length_s, stride_s)
         temperatures = tuple(temperature) if isinstance(temperature, Sequence) else (temperature,)
         thresholds = compression_ratio_threshold, logprob_threshold, no_speech_threshold
         if assistant is not None:
             assistant = _load_model(assistant, self.model.dtype, self.model.device, {})
-        self.decoder = WindowDecoder(
+        self.engine = engine
+        self.decoder = make_decoder(
+            engine,
             self.model,
-            self.processor.tokenizer,
+            self.processor,
             self.tokens,
             task=task,
             num_beams=num_beams,
@@ -144,13 +147,18 @@ class Transcriber:
             config.no_timestamps_token_id = tokens.no_timestamps
         return tokens
 
-    def _check_language(self, language: str | None, task: str) -> str | None:
+    def check_language(self, language: str | None) -> str | None:
+        """Return the code of a language, None to detect it.
+
+        Raises:
+            ValueError: If the model does not know it, or not for its task.
+        """
         code = None if language is None else self.tokens.language_code(language)
         if not self.tokens.multilingual:
-            if code not in (None, "en") or task != "transcribe":
-                raise ValueError(f"this model is English-only: it cannot {task} {language or 'en'!r}")
+            if code not in (None, "en") or self.task != "transcribe":
+                raise ValueError(f"this model is English-only: it cannot {self.task} {language or 'en'!r}")
             code = "en"
-        self.tokens.prefix(code or "en", task)  # refuses a wrong task now rather than after the encoder
+        self.tokens.prefix(code or "en", self.task)  # refuses a wrong task now rather than after the encoder
         return code
 
     @property
@@ -299,13 +307,17 @@ class Transcriber:
             self.decoder.encode(input_features), durations, head or self.decoder.head(self.model)
         )
 
-    def transcribe_states(self, states: States, durations_s: Sequence[float], head: Head) -> list[Transcript]:
-        """Transcribe one batch of encoder outputs; see `transcribe_features`."""
-        windows = self._decode(states, durations_s, head)
+    def transcribe_states(
+        self, states: States, durations_s: Sequence[float], head: Head, languages: Languages = None
+    ) -> list[Transcript]:
+        """Transcribe one batch of encoder outputs, with their languages if known; see `transcribe_features`."""
+        windows = self._decode(states, durations_s, head, languages)
         return [self._transcript(window, duration) for window, duration in zip(windows, durations_s, strict=True)]
 
-    def _decode(self, states: States, durations_s: Sequence[float], head: Head) -> list[Window]:
-        languages = [self.language] * len(durations_s)
+    def _decode(
+        self, states: States, durations_s: Sequence[float], head: Head, known: Languages = None
+    ) -> list[Window]:
+        languages = [self.check_language(language) or self.language for language in known or [None] * len(durations_s)]
         return self.decoder.decode(
             states, timestamps=self.return_timestamps, languages=languages, durations_s=durations_s, head=head
         )
@@ -327,24 +339,9 @@ def _load_model(model: Any, dtype: torch.dtype | None, device: Any, options: dic
     if isinstance(model, (str, Path)):
         model = load_whisper(model, dtype, **options).eval()
         if device is None:
-            device = _default_device()
+            device = default_device()
         if dtype is None and model.dtype == torch.float16 and torch.device(device).type == "cpu":
             dtype = torch.float32
     elif options:
         raise TypeError(f"{sorted(options)} tell how to load a model, but the model is loaded already")
     return model.to(device=device, dtype=dtype)
-
-
-def _default_device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is None:
-        return torch.device("cpu")
-    # Processes that were started together on one machine take a device each.
-    return torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
-
-
-def _load_processor(model: WhisperForConditionalGeneration, options: dict[str, Any]) -> WhisperProcessor:
-    if not model.name_or_path:
-        raise ValueError("the model does not say where it came from: pass its processor")
-    hub_options = {name: value for name, value in options.items() if name in HUB_OPTIONS}
-    return WhisperProcessor.from_pretrained(model.name_or_path, **hub_options)

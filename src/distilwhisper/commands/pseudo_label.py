@@ -31,6 +31,13 @@ class Arguments:
     return_timestamps: bool = field(default=True, metadata={"help": "Label with timestamps."})
     num_beams: int = field(default=1, metadata={"help": "1 is greedy."})
     batch_size: int = field(default=16, metadata={"help": "Recordings at a time."})
+    token_budget: int | None = field(
+        default=None,
+        metadata={"help": "Positions of keys and values a layer for a batch, instead: recordings * (1500 + text)."},
+    )
+    engine: str = field(
+        default="torch", metadata={"help": "torch, ctranslate2, or ctranslate2:int8 or another of its number types."}
+    )
     dtype: str = field(
         default="float32", metadata={"choices": ["float32", "bfloat16", "float16"], "help": "Precision."}
     )
@@ -46,10 +53,11 @@ class Arguments:
         default=None, metadata={"help": "Keep what encoder and teacher compute here, for train --state_cache."}
     )
     encoder_dtype: str = field(default="model", metadata={"help": "Form of the encoder's output there: model or int8."})
-    speaker_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of speakers; with it, labels get the speaker's previous text as prompt."},
+    speaker_column: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Columns of speaker and recording; with them, labels get the text before as prompt."},
     )
+    language_column: str | None = field(default=None, metadata={"help": "Column of languages, row by row."})
     report_to: str = field(default="none", metadata={"help": "wandb, tensorboard, all or none."})
 
 
@@ -70,6 +78,8 @@ def run(args: Arguments) -> str:
         return_timestamps=args.return_timestamps,
         num_beams=args.num_beams,
         batch_size=args.batch_size,
+        token_budget=args.token_budget,
+        engine=args.engine,
         dtype=getattr(torch, args.dtype),
     )
     options = {"streaming": True} if args.streaming else {}
@@ -80,6 +90,7 @@ def run(args: Arguments) -> str:
         text_column=args.text_column,
         id_column=args.id_column,
         speaker_column=args.speaker_column,
+        language_column=args.language_column,
         num_workers=args.num_workers,
         cache_dir=args.cache_dir,
         encoder_dtype=args.encoder_dtype,
