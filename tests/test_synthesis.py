@@ -99,7 +99,7 @@ def test_what_cannot_be_said_is_refused(text, voice, options, message):
 def test_without_espeak_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     synthesis._espeak.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install distilwhisper\[demo\]"):
+    with pytest.raises(ImportError, match=r"pip install 'distilwhisper\[demo\]'"):
         synthesize_corpus(CorpusConfig(train=1))
 
 
