@@ -1,6 +1,7 @@
 """Reads what trackers wrote: wandb's offline files, and TensorBoard's event files."""
 
 import json
+import time
 from pathlib import Path
 
 BLOCK, HEADER = 32_768, 7
@@ -17,6 +18,8 @@ def wandb_records(file: Path):
             position += left
             continue
         size = int.from_bytes(data[position + 4 : position + 6], "little")
+        if position + HEADER + size > len(data):  # not written to its end yet
+            return
         kind = data[position + 6]  # 1 whole, 2 first, 3 middle, 4 last part of a record
         parts += data[position + HEADER : position + HEADER + size]
         position += HEADER + size
@@ -60,8 +63,14 @@ def _row(items):
     return row
 
 
-def offline_runs(folder: Path):
-    return [OfflineRun(file) for file in sorted(folder.rglob("*.wandb"), key=lambda file: file.stat().st_mtime_ns)]
+def offline_runs(folder: Path, patience_s: float = 60.0):
+    """Every run below a folder, in order; on a busy machine wandb writes the end of a file after `finish` returned."""
+    files = sorted(folder.rglob("*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    deadline = time.monotonic() + patience_s
+    while any(not any(record.HasField("exit") for record in wandb_records(file)) for file in files):
+        assert time.monotonic() < deadline, f"wandb did not write the end of {files}"
+        time.sleep(0.1)
+    return [OfflineRun(file) for file in files]
 
 
 def events(folder: Path):
