@@ -21,6 +21,7 @@ from distilwhisper import get_normalizer
 from distilwhisper.generation import encode, output_head
 from distilwhisper.metrics import ErrorCounts, count_normalized_errors
 from distilwhisper.plots import plot_curves
+from distilwhisper.stepping import CACHE_ARGUMENT
 
 THRESHOLDS = (1.0, 0.9875, 0.975, 0.95, 0.9, 0.6)
 
@@ -58,7 +59,7 @@ class EarlyExit:
             position = len(self.prefix) + len(ids) - 1
             hidden = self.decoder.embed_tokens(token) + self.decoder.embed_positions.weight[position]
             for used, layer in enumerate(self.decoder.layers, start=1):
-                hidden = layer(hidden, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
+                hidden = layer(hidden, encoder_hidden_states=states, use_cache=True, **{CACHE_ARGUMENT: cache})
                 if used == depth or threshold < 1:
                     logits = self._logits(self.decoder.layer_norm(hidden))
                     first, second = logits.softmax(-1).topk(2).values.flatten().tolist()

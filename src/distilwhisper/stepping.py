@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.models.whisper.modeling_whisper import WhisperDecoder
+
+# Transformers 5.24 has another name for it, and warns of the old one.
+CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(WhisperDecoder.forward).parameters else "past_key_values"
+"""What a decoder, and each of its layers, calls the keys and values."""
 
 FIRST_BUFFER = 64
 """Positions of the first buffer; each further one is twice as long. Concatenation would copy all of it every step."""
@@ -56,8 +62,8 @@ class IncrementalDecoder:
             position_ids=positions.clamp(max=self.model.config.max_target_positions - 1),
             attention_mask=None if even else self._mask(positions, places.end),
             encoder_hidden_states=self.states,
-            past_key_values=self._cache,
             use_cache=True,
+            **{CACHE_ARGUMENT: self._cache},
         )
         self.lengths = [length + len(row) for length, row in zip(self.lengths, tokens, strict=True)]
         return output.last_hidden_state  # type: ignore[no-any-return]
