@@ -80,6 +80,14 @@ class Arguments:
     train_samples: int = field(default=1_600, metadata={"help": "Utterances to synthesise for training."})
     test_samples: int = field(default=150, metadata={"help": "Utterances to synthesise for each test set."})
     long_samples: int = field(default=6, metadata={"help": "Long recordings to make of each test set."})
+    pauses: str = field(
+        default="window",
+        metadata={
+            "help": "In the long recordings that are made: window, which is up to the model's next window (the "
+            "embedded teacher knows one sentence to a window), or short, half a second to two.",
+            "choices": ["window", "short"],
+        },
+    )
     speed_samples: int = field(default=16, metadata={"help": "Utterances that speed is measured on."})
     seed: int = field(default=1, metadata={"help": "Of corpus, training and intervals."})
 
@@ -135,16 +143,17 @@ class Lab:
         if given := self.args.long_id + self.args.long_ood:
             return load_sets(given)
         args, names = self.args, list(self.short_sets)
+        window_s = self.window_s if args.pauses == "window" else None
 
         def make(folder: Path) -> None:
             joined = {
-                name: join(self.short_sets[name], args.long_samples, args.text_column, args.seed) for name in names
+                name: join(self.short_sets[name], args.long_samples, args.text_column, args.seed, window_s)
+                for name in names
             }
             DatasetDict(joined).save_to_disk(folder)
 
-        folder = self.stages.run(
-            "long", make, **self._needs(), samples=args.long_samples, utterances=UTTERANCES, sets=names
-        )
+        settings = {"samples": args.long_samples, "utterances": UTTERANCES, "window_s": window_s}
+        folder = self.stages.run("long", make, **self._needs(), **settings, sets=names)
         return dict(load_from_disk(str(folder)))
 
     @property

@@ -44,15 +44,25 @@ def with_audio(rows: Dataset, audio: list[dict]) -> Dataset:
     return rows.add_column("audio", audio).cast_column("audio", Audio(RATE, decode=False))
 
 
-def join(rows: Dataset, count: int, text_column: str, seed: int) -> Dataset:
-    """Return long recordings: the utterances of a set in order, with pauses of half a second to two between them."""
+def join(rows: Dataset, count: int, text_column: str, seed: int, window_s: float | None = None) -> Dataset:
+    """Return long recordings: the utterances of a set in order, with pauses between them.
+
+    Args:
+        rows: The utterances.
+        count: Number of recordings.
+        text_column: Column of the transcripts.
+        seed: Of the pauses.
+        window_s: An utterance starts at a whole number of these seconds; None is a pause of half a second to two.
+    """
     rng, texts, audio = np.random.default_rng(seed), [], []
     utterances = min(UTTERANCES, len(rows) // count)
     for number in range(count):
         chosen = rows.select(range(number * utterances, (number + 1) * utterances))
         parts = []
         for recording in chosen["audio"]:
-            parts += [load_audio(recording, RATE), np.zeros(round(rng.uniform(0.5, 2) * RATE), np.float32)]
+            samples = load_audio(recording, RATE)
+            pause = -len(samples) % round(window_s * RATE) if window_s else round(rng.uniform(0.5, 2) * RATE)
+            parts += [samples, np.zeros(pause, np.float32)]
         texts.append(" ".join(chosen[text_column]))
         audio.append({"bytes": encode_audio(np.concatenate(parts)), "path": None})
     return with_audio(Dataset.from_dict({text_column: texts}), audio)
