@@ -45,6 +45,24 @@ def test_recordings_without_a_level_stay_as_they_are(modules):
     assert load_audio(same[0]["audio"], 16_000) == pytest.approx(tone(0.5), abs=1e-4)
 
 
+@pytest.mark.parametrize(("window_s", "starts"), [(2.0, [0, 2, 6]), (None, None)])
+def test_long_recordings_have_each_utterance_once_at_the_start_of_a_window_or_after_a_short_pause(
+    modules, window_s, starts
+):
+    import recordings
+
+    rows = audio_dataset([encoded(tone(seconds)) for seconds in (1.0, 2.5, 0.5)], text=["a", "b", "c"])
+    (long,) = recordings.join(rows, 1, "text", 0, window_s)
+    sound = np.abs(load_audio(long["audio"], 16_000)) > 0
+    assert long["text"] == "a b c"
+    if starts:
+        assert len(sound) == 8 * 16_000
+        for start, seconds in zip(starts, (1.0, 2.5, 0.5), strict=True):
+            assert sound[round(start * 16_000) : round((start + seconds) * 16_000)].mean() > 0.9
+    assert 3.9 * 16_000 < sound.sum() <= 4 * 16_000
+    assert 5.5 * 16_000 <= len(sound) <= 10 * 16_000
+
+
 def test_early_exit_at_threshold_1_gives_the_tokens_of_the_whole_decoder_and_below_uses_fewer_layers(
     modules, processor
 ):

@@ -16,7 +16,7 @@ def run(lab: Lab) -> None:
     for paper_s, share in WINDOW_SHARES.items():
         chunk_s = round(share * lab.window_s, 2)
         results = {
-            name: lab.result(model, long=True, only=sets, long_form="chunked", chunk_length_s=chunk_s, batch_size=16)
+            name: lab.result(model, long=True, only=sets, **lab.algorithm("chunked", chunk_length_s=chunk_s))
             for name, model in models.items()
         }
         rates = {f"{name} (%)": estimate(result, sets, lab.args.seed) for name, result in results.items()}

@@ -72,7 +72,7 @@ class Arguments:
             "choices": ["blocks", "spaced"],
         },
     )
-    updates: int = field(default=100, metadata={"help": "Updates of students to compare (paper: 10,000)."})
+    updates: int = field(default=150, metadata={"help": "Updates of students to compare (paper: 10,000)."})
     final_updates: int = field(default=400, metadata={"help": "Updates of the final student (paper: 80,000)."})
     batch_size: int = field(default=16, metadata={"help": "Samples of an update (paper: 256)."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate (paper: 1e-4)."})
@@ -155,6 +155,16 @@ class Lab:
         settings = {"samples": args.long_samples, "utterances": UTTERANCES, "window_s": window_s}
         folder = self.stages.run("long", make, **self._needs(), **settings, sets=names)
         return dict(load_from_disk(str(folder)))
+
+    def algorithm(self, name: str, **options: float) -> dict[str, object]:
+        """Return the options of a long-form algorithm.
+
+        Chunks overlap so that no word is lost at their ends. In recordings that are made with a sentence to a window,
+        none is cut there, and the beginning of the next one is what the embedded teacher never heard.
+        """
+        made = not self.args.long_id + self.args.long_ood
+        overlap = {"stride_s": 0.0} if name == "chunked" and made and self.args.pauses == "window" else {}
+        return {"long_form": name, "batch_size": 16, **options, **overlap}
 
     @property
     def long_in_distribution(self) -> list[str]:

@@ -15,7 +15,7 @@ def run(lab: Lab) -> None:
     models = {"teacher": lab.args.teacher, "student": lab.final_student()}
     times = {name: attention.measured(lab)[1][f"{name}, sdpa"] for name in models}
     short = {name: lab.result(model) for name, model in models.items()}
-    long = {name: lab.result(model, long=True, long_form="chunked", batch_size=16) for name, model in models.items()}
+    long = {name: lab.result(model, long=True, **lab.algorithm("chunked")) for name, model in models.items()}
     short_sets = lab.out_of_distribution or lab.in_distribution
     long_sets = [name for name in lab.long_sets if name not in lab.long_in_distribution] or [*lab.long_sets]
     rows: list[Row] = [

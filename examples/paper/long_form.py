@@ -19,7 +19,7 @@ KINDS = {"IER": "ier", "SER": "ser", "DER": "der", "WER": "wer"}
 def run(lab: Lab) -> None:
     models = {"teacher": lab.args.teacher, "student": lab.final_student()}
     results = {
-        f"{name}, {algorithm}": lab.result(model, long=True, long_form=algorithm, batch_size=16)
+        f"{name}, {algorithm}": lab.result(model, long=True, **lab.algorithm(algorithm))
         for algorithm in ("sequential", "chunked")
         for name, model in models.items()
     }

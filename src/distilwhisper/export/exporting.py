@@ -92,4 +92,4 @@ def _refuse_overwriting(output_dir: Path, model_dir: Path, overwrite: bool) -> N
     if output_dir.exists() and not output_dir.is_dir():
         raise FileExistsError(f"{output_dir} is a file; an export is a directory")
     if not overwrite and output_dir.exists() and any(output_dir.iterdir()):
-        raise FileExistsError(f"{output_dir} is not empty; choose another directory, or overwrite=True")
+        raise FileExistsError(f"{output_dir} is not empty; choose another directory, or overwrite=True (--overwrite)")
