@@ -19,7 +19,7 @@ MODULES = [name for name in FILES if name != "__init__"]
 COMMANDS = [name for name in MODULES if name.split(".")[0] == "commands"]
 
 FLOORS = [
-    ["tables"],
+    ["tables", "threads"],
     [
         *"arguments attention audio charts checkpoints costs divergences environment export.formats".split(),
         *"export.graphs export.greedy grammar help_pages hub labels models normalizers row_files shards stages".split(),
@@ -56,7 +56,7 @@ WITHOUT_TORCH = [
     *"filter_reports filtering grammar hub label_rules label_scores label_store labels loading".split(),
     *"help_pages metrics model_card normalizers pages pieces plots references report_sections reports results".split(),
     *"row_files row_sources run_ids scoring segmentation shards significance stage_trackers stages".split(),
-    *"synthesis tables trackers".split(),
+    *"synthesis tables threads trackers".split(),
     *"voice_activity worklist".split(),
 ]
 """What prepares data or reports on results, and starts in a moment."""

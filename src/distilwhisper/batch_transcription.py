@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 
 from distilwhisper.audio import AudioError, Samples, load_audio
-from distilwhisper.batches import Batch, Halving, prefetched
+from distilwhisper.batches import Batch, Halving
+from distilwhisper.threads import prefetched
 from distilwhisper.transcription import OnBatch, Transcriber
 from distilwhisper.transcripts import Transcript
 

@@ -1,12 +1,11 @@
-"""Batches of recordings: of like length, read ahead by threads, halved where memory does not suffice."""
+"""Batches of recordings: of like length, halved where memory does not suffice."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +20,6 @@ logger = logging.getLogger(__name__)
 PREFIX_TOKENS = 5
 """Start, language, task, no timestamps, and the end."""
 
-InputT = TypeVar("InputT")
 OutputT = TypeVar("OutputT")
 KeyT = TypeVar("KeyT")
 
@@ -142,24 +140,3 @@ def stated_duration(value: Any, sampling_rate: int) -> float | None:
     """Return what the header of a recording says of its length, in seconds; None for a URL, which is not fetched."""
     source = value.get("path") if isinstance(value, dict) and value.get("bytes") is None else value
     return None if isinstance(source, str) and "://" in source else audio_duration(value, sampling_rate)
-
-
-def prefetched(prepare: Callable[[InputT], OutputT], inputs: Iterable[InputT], num_workers: int) -> Iterator[OutputT]:
-    """Yield ``prepare(input)`` in order, made by threads a little ahead of their use.
-
-    Args:
-        prepare: What the threads do.
-        inputs: Read one by one, as they are needed.
-        num_workers: Number of threads; 0 for none. As many outputs, and one more, are held in memory.
-    """
-    if num_workers == 0:
-        yield from map(prepare, inputs)
-        return
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting: deque[Future[OutputT]] = deque()
-        for each in inputs:
-            waiting.append(pool.submit(prepare, each))
-            if len(waiting) > num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

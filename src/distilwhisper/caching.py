@@ -8,7 +8,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice, product
 from pathlib import Path
@@ -26,6 +25,7 @@ from distilwhisper.collator import DataCollatorForDistillation, Sample, Unusable
 from distilwhisper.generation import decode, encode
 from distilwhisper.shards import Record
 from distilwhisper.tables import Shown
+from distilwhisper.threads import reading_threads
 from distilwhisper.top_k import find_top_k, pack_top_k
 from distilwhisper.transcription import Transcriber
 
@@ -249,7 +249,7 @@ class StateRecorder:
             Why samples cannot be used, a reason for each of those.
         """
         states = [None] * len(samples) if encoder_states is None else list(encoder_states)
-        with ThreadPoolExecutor(max(1, self.num_workers)) as threads:
+        with reading_threads(max(1, self.num_workers)) as threads:
             loaded = list(threads.map(self._load, samples, states))
         unusable = [job for job in loaded if job.problem and job.lacks_encoder]
         jobs = [job for job in loaded if not job.problem and self._needs_work(job)]

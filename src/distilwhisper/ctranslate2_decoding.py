@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from distilwhisper.decoding import Fallback, States, WindowDecoder
 from distilwhisper.export.ctranslate2 import write
 from distilwhisper.generation import GeneratedTokens, Head, token_limits
+from distilwhisper.threads import reading_threads
 from distilwhisper.tokens import WhisperTokens
+
+T = TypeVar("T")
 
 _ANY_TIMESTAMP = 1_500
 """Of the largest window; CTranslate2 has no word for "no limit"."""
@@ -26,6 +29,7 @@ def make_decoder(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     tokens: WhisperTokens,
+    batch_size: int,
     **options: Any,
 ) -> WindowDecoder:
     """Return what decodes windows with an engine.
@@ -36,6 +40,7 @@ def make_decoder(
         model: A Whisper.
         processor: Its processor.
         tokens: Its special tokens.
+        batch_size: Most windows at a time.
         **options: Those of `WindowDecoder`.
 
     Raises:
@@ -47,19 +52,22 @@ def make_decoder(
         return WindowDecoder(model, processor.tokenizer, tokens, **options)
     if name != "ctranslate2":
         raise ValueError(f"engine must be torch, ctranslate2 or ctranslate2:NUMBER_TYPE, not {engine!r}")
-    return CTranslate2Decoder(
-        model, processor, tokens, compute_type or str(model.dtype).removeprefix("torch."), **options
-    )
+    compute_type = compute_type or str(model.dtype).removeprefix("torch.")
+    return CTranslate2Decoder(model, processor, tokens, compute_type, batch_size, **options)
 
 
 class CTranslate2Decoder(WindowDecoder):
     """Decodes batches of windows greedily with CTranslate2; the model is converted and held a second time.
+
+    On a CPU a batch is shared out to its cores, which decode side by side: together on one share they would wait for
+    each other at every step.
 
     Args:
         model: A Whisper.
         processor: Its processor.
         tokens: Its special tokens.
         compute_type: One of CTranslate2's number types.
+        batch_size: Most windows at a time.
         **options: Those of `WindowDecoder`.
 
     Raises:
@@ -73,6 +81,7 @@ class CTranslate2Decoder(WindowDecoder):
         processor: WhisperProcessor,
         tokens: WhisperTokens,
         compute_type: str,
+        batch_size: int,
         **options: Any,
     ) -> None:
         plain = {"num_beams": 1, "assistant": None, "word_times": False}
@@ -82,14 +91,25 @@ class CTranslate2Decoder(WindowDecoder):
         if named:
             raise ValueError(f"CTranslate2 is used greedily, without {', '.join(named)}: take engine='torch'")
         super().__init__(model, processor.tokenizer, tokens, **options)
-        self._engine = _load(model, processor, compute_type)
+        self._shares = min(batch_size, torch.get_num_threads()) if model.device.type == "cpu" else 1
+        self._threads = reading_threads(self._shares)
+        # Not in this thread: CTranslate2 would set the cores that PyTorch computes on here to those of a share.
+        self._engine = self._threads.submit(_load, model, processor, compute_type, self._shares).result()
 
     def encode(self, input_features: Tensor) -> States:
-        """Return CTranslate2's own encoder states of features ``[batch, mels, frames]``; only it reads them."""
+        """Return CTranslate2's own encoder states of features ``[batch, mels, frames]``, a list of shares of it."""
         from ctranslate2 import StorageView
 
         features = np.ascontiguousarray(input_features.numpy(force=True), np.float32)
-        return States(self._engine.encode(StorageView.from_array(features)), None)
+        shares = map(StorageView.from_array, np.array_split(features, min(self._shares, len(features))))
+        encoded: Any = [*self._threads.map(self._engine.encode, shares)]
+        return States(encoded, None)
+
+    def _of_all(self, states: States, work: Callable[[Any, slice], list[T]]) -> list[T]:
+        """Return what work makes of all shares and their rows."""
+        ends = np.cumsum([share.shape[0] for share in states.model])
+        rows = [slice(end - share.shape[0], end) for share, end in zip(states.model, ends, strict=True)]
+        return [result for results in self._threads.map(work, states.model, rows) for result in results]
 
     def head(self, model: WhisperForConditionalGeneration) -> Head:
         """Return the model's own output layer, which CTranslate2 does not call."""
@@ -98,7 +118,8 @@ class CTranslate2Decoder(WindowDecoder):
     def _languages(self, languages: Sequence[str | None], states: States, head: Head) -> list[str]:
         if None not in languages:
             return super()._languages(languages, states, head)
-        found = [ranked[0][0] for ranked in self._engine.detect_language(states.model)]
+        ranked = self._of_all(states, lambda share, _: self._engine.detect_language(share))
+        found = [best[0][0] for best in ranked]
         pairs = zip(languages, found, strict=True)
         return [language or self.tokens.language_code(token) for language, token in pairs]
 
@@ -112,17 +133,16 @@ class CTranslate2Decoder(WindowDecoder):
     ) -> GeneratedTokens:
         limit, longest = min(token_limits(self.model, prefixes, self.max_new_tokens)), max(map(len, prefixes))
         first = getattr(self.model.generation_config, "max_initial_timestamp_index", None) if timestamps else None
-        results = self._engine.generate(
-            states.model,
-            prefixes,
-            beam_size=1,
-            length_penalty=0,  # plain sums of log-probabilities
+        settings = {
+            "beam_size": 1,
+            "length_penalty": 0,  # plain sums of log-probabilities
             # Of this it takes half, as openai-whisper does, or what the prefix without its last token leaves.
-            max_length=max(2 * limit, limit + longest - 1),
-            max_initial_timestamp_index=_ANY_TIMESTAMP if first is None else first,
-            return_scores=True,
-            return_no_speech_prob=self.tokens.no_speech is not None,
-        )
+            "max_length": max(2 * limit, limit + longest - 1),
+            "max_initial_timestamp_index": _ANY_TIMESTAMP if first is None else first,
+            "return_scores": True,
+            "return_no_speech_prob": self.tokens.no_speech is not None,
+        }
+        results = self._of_all(states, lambda share, rows: self._engine.generate(share, prefixes[rows], **settings))
         ids = [result.sequences_ids[0] for result in results]
         return GeneratedTokens(
             ids,
@@ -132,7 +152,7 @@ class CTranslate2Decoder(WindowDecoder):
         )
 
 
-def _load(model: WhisperForConditionalGeneration, processor: WhisperProcessor, compute_type: str) -> Any:
+def _load(model: WhisperForConditionalGeneration, processor: WhisperProcessor, compute_type: str, shares: int) -> Any:
     import ctranslate2
 
     device, index = model.device.type, model.device.index or 0
@@ -148,5 +168,6 @@ def _load(model: WhisperForConditionalGeneration, processor: WhisperProcessor, c
             device=device,
             device_index=index,
             compute_type=compute_type,
-            intra_threads=torch.get_num_threads(),
+            inter_threads=shares,
+            intra_threads=max(1, torch.get_num_threads() // shares),
         )

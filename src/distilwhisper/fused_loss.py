@@ -6,6 +6,7 @@ a chunk's logits are turned into it at once, multiplied into the gradients of hi
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -128,12 +129,13 @@ def _sum_chunks(
     hidden, head = student
     dtype = accumulation_dtype(hidden)
     sums = head.new_zeros(2, dtype=dtype)
-    size = min(settings.chunk_size, len(labels))
+    # As few chunks as there must be, of like sizes: a last one of a few rows would cost another pass over the head.
+    size = math.ceil(len(labels) / max(1, math.ceil(len(labels) / settings.chunk_size)))
     block = size if head.is_cuda else min(size, _REDUCED_ROWS)
     models = [student] if teacher is None or isinstance(teacher, TopKTeacher) else [student, teacher]
     scratch = [head.new_empty(block, len(head), dtype=dtype) for _ in range(settings.scratch_buffers if teacher else 0)]
     operands = [operand.to(gradient_dtype) for operand in student] if gradients is not None else []
-    for start in range(0, len(labels), settings.chunk_size):
+    for start in range(0, len(labels), max(1, size)):
         chunk = [_logits(states[start : start + size], weight) for states, weight in models]
         for first in range(0, len(chunk[0]), block):
             parts = [buffer[first : first + block] for buffer in chunk]

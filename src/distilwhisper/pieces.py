@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from distilwhisper.audio import AudioError, Samples, audio_blocks, load_audio
+from distilwhisper.threads import prefetched
 
 Key = TypeVar("Key", bound=Hashable)
 Heard = TypeVar("Heard")
@@ -146,14 +145,4 @@ def _read_all(
         except AudioError as error:
             return key, LongPiece(value) if error.reason == "too_long" and cutting.long_form is not None else error
 
-    if num_workers == 0:
-        yield from map(read, recordings)
-        return
-    with ThreadPoolExecutor(num_workers) as pool:
-        waiting: deque[Future[tuple[Key, Piece | LongPiece | AudioError]]] = deque()
-        for recording in recordings:
-            waiting.append(pool.submit(read, recording))
-            if len(waiting) > ahead:  # no more: memory is to stay constant
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    yield from prefetched(read, recordings, num_workers, ahead=ahead)  # no more: memory is to stay constant

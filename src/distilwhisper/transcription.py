@@ -128,6 +128,7 @@ class Transcriber:
             self.model,
             self.processor,
             self.tokens,
+            batch_size,
             task=task,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
