@@ -49,10 +49,13 @@ def batch(config: Any, lengths: list[int], width: int) -> dict[str, Tensor]:
     }
 
 
-def cached(config: Any, made: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the same batch as a cache would give it."""
+def cached(config: Any, made: dict[str, Tensor], dtype: torch.dtype, top_k: int = 0) -> dict[str, Tensor]:
+    """Return the same batch as a cache would give it, with the teacher's hidden states or its likeliest tokens."""
     size, tokens = made["labels"].shape
-    return {name: made[name] for name in ("decoder_input_ids", "labels")} | {
-        "encoder_states": torch.randn(size, config.max_source_positions, config.d_model, dtype=dtype),
-        "teacher_hidden": torch.randn(size, tokens, config.d_model, dtype=dtype),
-    }
+    teacher = {"teacher_hidden": torch.randn(size, tokens, config.d_model, dtype=dtype)}
+    if top_k:
+        ids = torch.stack([torch.randperm(config.vocab_size)[:top_k] for _ in range(size * tokens)])
+        log_probs = torch.randn(size, tokens, top_k + 1).log_softmax(-1)
+        teacher = {"teacher_ids": ids.view(size, tokens, top_k), "teacher_log_probs": log_probs}
+    states = torch.randn(size, config.max_source_positions, config.d_model, dtype=dtype)
+    return {name: made[name] for name in ("decoder_input_ids", "labels")} | {"encoder_states": states} | teacher

@@ -136,7 +136,7 @@ def _sum_chunks(
     scratch = [head.new_empty(block, len(head), dtype=dtype) for _ in range(settings.scratch_buffers if teacher else 0)]
     operands = [operand.to(gradient_dtype) for operand in student] if gradients is not None else []
     for start in range(0, len(labels), max(1, size)):
-        chunk = [_logits(states[start : start + size], weight) for states, weight in models]
+        chunk = [_product(states[start : start + size], weight.t()) for states, weight in models]
         for first in range(0, len(chunk[0]), block):
             parts = [buffer[first : first + block] for buffer in chunk]
             parts += [buffer[: len(parts[0])] for buffer in scratch]
@@ -152,21 +152,13 @@ def _sum_chunks(
     return sums.unbind()  # type: ignore[return-value]
 
 
-def _logits(states: Tensor, head: Tensor) -> Tensor:
-    """Return ``states @ head.T`` in at least 32 bits.
-
-    For these shapes oneDNN's linear is up to twice as fast on CPUs as the BLAS behind ``torch.mm``.
-    """
-    if states.dtype == torch.float32 and not states.is_cuda and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return torch.ops.mkldnn._linear_pointwise(states, head, None, "none", [], "")  # type: ignore[no-any-return]
-    return _product(states, head.t())
-
-
 def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Matrix product, accumulated in at least 32 bits; a CPU rounds that of 16-bit operands to their dtype."""
-    if left.dtype in (torch.float32, torch.float64):
-        return torch.mm(left, right, out=out)
-    if left.is_cuda:
+    if left.is_cuda and left.dtype not in (torch.float32, torch.float64):
         return torch.mm(left, right, out_dtype=torch.float32, out=out)  # type: ignore[no-any-return, call-overload]
-    product = torch.mm(left, right)
-    return product if out is None else out.copy_(product)
+    if left.dtype == torch.float32 and not left.is_cuda and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        # For these shapes oneDNN's linear is up to twice as fast on CPUs as the BLAS behind torch.mm.
+        product = torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
+    else:
+        product = torch.mm(left, right)
+    return product if out is None else out.copy_(product)  # type: ignore[no-any-return]
