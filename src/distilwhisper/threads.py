@@ -42,8 +42,8 @@ def reading_threads(num_workers: int) -> ThreadPoolExecutor:
     """Return threads for work beside a model, whose tensor operations have one core each.
 
     A thread that computes on several cores has a team of helpers of its own, and where there are more of those than
-    cores OpenMP puts all teams to sleep between any two operations: on two cores a model's small operations took four
-    times as long.
+    cores OpenMP puts all teams to sleep between any two operations: a model's small operations then take several times
+    as long.
     """
     return ThreadPoolExecutor(num_workers, initializer=_compute_on_one_core)
 
