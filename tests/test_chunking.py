@@ -104,3 +104,11 @@ def test_the_encoder_outputs_of_chunks_are_not_handed_out(processor):
     on_batch = lambda keys, transcripts, states: seen.append((keys, len(transcripts), len(states)))  # noqa: E731
     assert len(dict(transcriber.transcribe_many(recordings, on_batch=on_batch))) == 3
     assert [(sorted(keys), *sizes) for keys, *sizes in seen] == [(["brief", "short"], 2, 2)]
+
+
+def test_chunks_that_do_not_overlap_keep_what_was_said_twice(teacher, processor):
+    """The published pipeline joins these as if they overlapped, and says it once."""
+    sentence = spoken(1)[0]
+    window = np.pad(sentence, (0, 5 * 16_000 - len(sentence)))
+    transcriber = Transcriber(teacher, processor, language="en", stride_s=0, max_new_tokens=60)
+    assert transcriber(np.tile(window, 3)).text.split() == 3 * transcriber(sentence).text.split()

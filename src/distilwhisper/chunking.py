@@ -24,7 +24,10 @@ class _Token:
 def join_chunks(
     windows: Sequence[Window], starts_s: Sequence[float], ends_s: Sequence[float], tokens: WhisperTokens
 ) -> tuple[list[tuple[float, float, list[int]]], list[int], list[Span]]:
-    """Join the transcripts of overlapping chunks, in the middle of their longest common sequence.
+    """Join the transcripts of chunks: where they overlap, in the middle of their longest common sequence.
+
+    Chunks that do not overlap are put behind each other: what they have in common was said twice. (Transformers'
+    pipeline joins these too, and loses it.)
 
     Args:
         windows: What was heard in each chunk.
@@ -38,18 +41,21 @@ def join_chunks(
     """
     joined: list[_Token] = []
     left: list[_Token] = []
+    left_end_s = 0.0
     for window, start_s, end_s in zip(windows, starts_s, ends_s, strict=True):
         right = _tokens(window, start_s, end_s, tokens)
         if not right:
             continue
-        common = longest_common_sequence([token.id for token in left], [token.id for token in right])
+        common = None
+        if start_s < left_end_s:
+            common = longest_common_sequence([token.id for token in left], [token.id for token in right])
         if common is not None:
             left_cut, right_cut = common
             # The token on either side of the cut is the same word, so the two runs are one.
             left, right = left[:left_cut], right[right_cut:]
             if left and right:
                 _merge(left, right)
-        joined, left = joined + left, right
+        joined, left, left_end_s = joined + left, right, end_s
     joined += left
     runs: dict[int, tuple[list[float], list[int]]] = {}
     for token in joined:
