@@ -33,7 +33,7 @@ $(VENV)/.dev: $(VENV)/.demo
 demo: $(VENV)/.demo ## Distil the embedded teacher, from synthesised speech to a page with plots (FILTER=off, TEACHER=...)
 	$(BIN)/python examples/demo.py --teacher $(TEACHER) --filter $(FILTER) --output_dir $(OUTPUT) $(DEMO_FLAGS)
 
-paper: $(VENV)/.demo ## Run every experiment of the paper on the synthetic corpus (25 minutes); tables in outputs/paper/results
+paper: $(VENV)/.demo ## Run every experiment of the paper on the synthetic corpus (17 minutes); tables in outputs/paper/results
 	$(BIN)/python examples/paper/everything.py $(PAPER_FLAGS)
 
 test: $(VENV)/.dev ## Run the tests (minutes)
