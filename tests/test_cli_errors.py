@@ -62,6 +62,7 @@ filter --dataset labels --output_dir x --plots @matplotlib                  1  p
 evaluate --model student --data labels                                      1  name=source
 evaluate --model student --data a=./nope                                    1  ./nope does not exist
 evaluate --model ./nope --data a=labels                                     1  ./nope does not exist
+evaluate --model nope --data a=labels                                       1  there is no directory nope here
 evaluate --model bert --data a=labels                                       1  {NO_WHISPER}
 evaluate --model student --data a=texts                                     1  {NO_AUDIO}
 {EVALUATION} --data a=labels --output full/evaluation.json                  1  {FULL}

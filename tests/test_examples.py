@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from distilwhisper import Transcriber, load_speech, save_processor
+from distilwhisper.cli import main
 
 EXAMPLES = REPOSITORY / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -133,6 +134,21 @@ def test_evaluation_prints_and_writes_both_models_and_their_speed(chain, worksho
     results = json.loads((workshop / "results.json").read_text())
     assert set(results["student"]["sets"]) == set(results["teacher"]["sets"]) == {"heard", "kept"}
     assert results["latency"]["relative_latency"] > 0
+
+
+def test_results_training_and_filter_become_a_report(chain, workshop):
+    """As in the quickstart: what the stages leave is what the report takes."""
+    pytest.importorskip("matplotlib")
+    flags = [
+        "--results",
+        workshop / "results.json",
+        "--training",
+        workshop / "distilled",
+        "--filter",
+        workshop / "kept",
+    ]
+    assert main(["report", *map(str, flags), "--output_dir", str(workshop / "report")]) == 0
+    assert "Training loss" in (workshop / "report" / "report.html").read_text()
 
 
 def call(name, *arguments, monkeypatch):

@@ -529,6 +529,19 @@ def test_tokenizer_larger_than_the_model_is_refused(data, processor, tmp_path):
         trainer_for(small, data, processor, tmp_path)
 
 
+def test_without_an_evaluation_set_nothing_is_evaluated_and_the_training_goes_on(
+    tiny_teacher, data, processor, tmp_path, caplog
+):
+    """The presets evaluate, and Transformers refuses to train then without a set."""
+    trainer_for(tiny_teacher, data, processor, tmp_path, eval_strategy="steps", eval_steps=1, max_steps=1).train()
+    assert "there is no eval_dataset" in caplog.text
+    with pytest.raises(ValueError, match="eval_dataset"):
+        trainer_for(
+            tiny_teacher, data, processor, tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps",
+            save_steps=1, load_best_model_at_end=True,
+        )  # fmt: skip
+
+
 def test_unfrozen_encoder_is_trained(tiny_teacher, data, processor, tmp_path):
     trainer = trainer_for(tiny_teacher, data, processor, tmp_path, freeze_encoder=False)
     start = weights(trainer.model.model.encoder)
@@ -547,6 +560,17 @@ def test_presets_hold_the_papers_and_the_scripts_weights(tmp_path):
     with pytest.raises(ValueError, match=r"one of \['paper', 'reference'\], not 'other'"):
         DistillationTrainingArguments.from_preset("other", output_dir=str(tmp_path))
     assert set(PRESETS) == {"paper", "reference"}
+
+
+def test_presets_are_taken_on_a_cpu_without_warnings_and_with_changes(tmp_path, recwarn):
+    """Transformers refused the preset's bf16 where use_cpu did not say so, and warned of its name for checkpointing."""
+    args = DistillationTrainingArguments.from_preset("paper", output_dir=str(tmp_path))
+    assert args.bf16
+    assert args.gradient_checkpointing
+    assert args.use_cpu == (not torch.accelerator.is_available())
+    plain = DistillationTrainingArguments.from_preset("paper", output_dir=str(tmp_path), gradient_checkpointing=False)
+    assert not plain.gradient_checkpointing
+    assert not [warning for warning in recwarn if "checkpointing" in str(warning.message)]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments
+from transformers.utils import is_torch_xla_available
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Sections 4.2 and B.1: 80,000 updates of 256 samples on one GPU; with n GPUs divide the accumulation by n.
@@ -125,6 +126,10 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             self.metric_for_best_model, self.greater_is_better = "wer", False
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # there is no device to copy to, and every loader would warn of it
+            self.use_cpu |= self.bf16 and not is_torch_xla_available()  # it wants to be told, for bf16
+        if getattr(self, "activation_checkpointing", True) is None:
+            # A name of Transformers 5.24, which warns of the one that all versions know and the presets have.
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
 
     def _check_values(self) -> None:

@@ -47,7 +47,15 @@ def load_config(source: str | Path, **options: Any) -> WhisperConfig:
     """
     if _is_no_hub_id(str(source)) and not Path(source).expanduser().exists():
         raise FileNotFoundError(f"{source} does not exist; give an existing path or a Hub id like openai/whisper-tiny")
-    config, _ = PreTrainedConfig.get_config_dict(source, **options)
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(source, **options)
+    except OSError as error:
+        if "couldn't connect" not in str(error) or Path(source).exists():
+            raise
+        raise OSError(
+            f"there is no directory {source} here, and the Hub, where it may be the id of a model, was not reached: "
+            "check the path, or the connection"
+        ) from error
     if not config:
         raise FileNotFoundError(f"{source} holds no model: there is no config.json")
     if config.get("model_type") != "whisper":

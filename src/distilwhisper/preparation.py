@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import WhisperProcessor
+from transformers.trainer_utils import IntervalStrategy
 
 from distilwhisper.arguments import DistillationTrainingArguments
 from distilwhisper.attention import set_attention
@@ -142,7 +143,7 @@ def evaluation_samples(dataset: Any, collator: Any) -> Any:
     return MapSamples(dataset, collator.audio_column, evaluation=True)
 
 
-def adapt_arguments(args: DistillationTrainingArguments, train_dataset: Any) -> None:
+def adapt_arguments(args: DistillationTrainingArguments, train_dataset: Any, eval_dataset: Any = None) -> None:
     """Set what follows from the data and the machine.
 
     Raises:
@@ -160,6 +161,10 @@ def adapt_arguments(args: DistillationTrainingArguments, train_dataset: Any) -> 
             args.n_gpu,
         )
         args._n_gpu = 1
+    if eval_dataset is None and args.eval_strategy != "no" and not args.load_best_model_at_end:
+        # The presets evaluate; Transformers would refuse to train without a set.
+        logger.warning("nothing is evaluated during the training: there is no eval_dataset")
+        args.eval_strategy = IntervalStrategy.NO
     streams = train_dataset is not None and not hasattr(train_dataset, "__len__")
     if streams and args.accelerator_config.dispatch_batches is None:
         # Accelerate would read a stream in one process and deal out its batches, which must then all have one size.

@@ -91,7 +91,7 @@ class DistillationTrainer(Seq2SeqTrainer):
     ) -> None:
         args = args or DistillationTrainingArguments(output_dir="distilled-student")
         check_datasets(train_dataset, eval_dataset)
-        adapt_arguments(args, train_dataset)
+        adapt_arguments(args, train_dataset, eval_dataset)
         model, teacher_model = prepare_models(model, teacher_model, args)
         processing_class = (
             processing_class or getattr(data_collator, "processor", None) or find_processor(model, teacher_model)

@@ -70,6 +70,7 @@ def run(args: Arguments, training: DistillationTrainingArguments) -> None:
     last = last_checkpoint(training.output_dir) if args.resume else None
     result = trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
+    trainer.save_state()
     trainer.log_metrics("train", result.metrics)
     if args.eval:
         metrics = trainer.evaluate()
