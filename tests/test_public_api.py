@@ -194,9 +194,8 @@ def test_using_everything_prints_nothing_reaches_for_no_network_and_needs_no_ext
     files = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
     # The graphs are made of onnx, and asked for where it is there.
     modules = sorted({".".join(file.parts) for file in files} - {"export.graphs"})
-    program = (
-        "import evaluate\nothers = set(sys.modules)\n"  # what it imports of Transformers brings av in some versions
-    )
+    # What evaluate imports of Transformers brings av in some versions.
+    program = "import evaluate\nothers = set(sys.modules)\n"
     program += "".join(f"import distilwhisper.{module}\n" for module in modules)
     program += "for name in distilwhisper.__all__:\n    getattr(distilwhisper, name)\n"
     result = run_fresh(f"{program}assert not {{*{extras}}} & sys.modules.keys() - others")
