@@ -86,8 +86,9 @@ def step(which: str, *, size: str = "small", batch_size: int = 8, bf16: bool = F
     place_teacher(teacher, torch.device("cpu"), dtype)
     lengths = torch.linspace(20, 120, batch_size).int().tolist()
     made = batch(student.config, lengths, FULL_LENGTH if which == "plain" else max(lengths))
-    if which in ("cached", "top_k"):
-        made = cached(student.config, made, dtype, top_k=64 if which == "top_k" else 0)
+    caches = {"cached": which in ("cached", "top_k"), "top_k": which == "top_k"}
+    if caches["cached"]:
+        made = cached(student.config, made, dtype, top_k=64 if caches["top_k"] else 0)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
 
@@ -103,7 +104,6 @@ def step(which: str, *, size: str = "small", batch_size: int = 8, bf16: bool = F
     shapes = WhisperShape.from_config(student.config), WhisperShape.from_config(teacher.config)
     tokens = made["labels"].shape[1]
     rows = batch_size * tokens if which == "plain" else sum(lengths)
-    caches = {"cached": which in ("cached", "top_k"), "top_k": which == "top_k"}
     cost = step_cost(*shapes, batch_size=batch_size, tokens=tokens, rows=rows, **caches)
     return result | {"gflop": cost.total / 1e9, "gflop_per_s": cost.total / 1e9 / result["seconds"]}
 

@@ -130,12 +130,13 @@ def _sum_chunks(
     dtype = accumulation_dtype(hidden)
     sums = head.new_zeros(2, dtype=dtype)
     # As few chunks as there must be, of like sizes: a last one of a few rows would cost another pass over the head.
-    size = math.ceil(len(labels) / max(1, math.ceil(len(labels) / settings.chunk_size)))
+    count = max(1, math.ceil(len(labels) / settings.chunk_size))
+    size = max(1, math.ceil(len(labels) / count))
     block = size if head.is_cuda else min(size, _REDUCED_ROWS)
     models = [student] if teacher is None or isinstance(teacher, TopKTeacher) else [student, teacher]
     scratch = [head.new_empty(block, len(head), dtype=dtype) for _ in range(settings.scratch_buffers if teacher else 0)]
     operands = [operand.to(gradient_dtype) for operand in student] if gradients is not None else []
-    for start in range(0, len(labels), max(1, size)):
+    for start in range(0, len(labels), size):
         chunk = [_product(states[start : start + size], weight.t()) for states, weight in models]
         for first in range(0, len(chunk[0]), block):
             parts = [buffer[first : first + block] for buffer in chunk]
@@ -156,7 +157,7 @@ def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Matrix product, accumulated in at least 32 bits; a CPU rounds that of 16-bit operands to their dtype."""
     if left.is_cuda and left.dtype not in (torch.float32, torch.float64):
         return torch.mm(left, right, out_dtype=torch.float32, out=out)  # type: ignore[no-any-return, call-overload]
-    if left.dtype == torch.float32 and not left.is_cuda and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if left.dtype == torch.float32 and left.is_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         # For these shapes oneDNN's linear is up to twice as fast on CPUs as the BLAS behind torch.mm.
         product = torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
     else:

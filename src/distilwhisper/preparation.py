@@ -143,7 +143,7 @@ def evaluation_samples(dataset: Any, collator: Any) -> Any:
     return MapSamples(dataset, collator.audio_column, evaluation=True)
 
 
-def adapt_arguments(args: DistillationTrainingArguments, train_dataset: Any, eval_dataset: Any = None) -> None:
+def adapt_arguments(args: DistillationTrainingArguments, train_dataset: Any, eval_dataset: Any) -> None:
     """Set what follows from the data and the machine.
 
     Raises:
