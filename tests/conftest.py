@@ -89,6 +89,14 @@ def tiny_whisper(
 
 
 @pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def tiny_teacher() -> WhisperForConditionalGeneration:
     return tiny_whisper()
 

@@ -19,16 +19,16 @@ MODULES = [name for name in FILES if name != "__init__"]
 COMMANDS = [name for name in MODULES if name.split(".")[0] == "commands"]
 
 FLOORS = [
-    ["tables", "threads"],
+    ["audio", "tables", "threads"],
     [
-        *"arguments attention audio charts checkpoints costs divergences environment export.formats".split(),
-        *"export.graphs export.greedy grammar help_pages hub labels models normalizers row_files shards stages".split(),
-        *"stepping token_rules tokens top_k worklist".split(),
+        *"absorption arguments attention charts checkpoints costs divergences environment export.formats".split(),
+        *"export.graphs export.greedy grammar help_pages hub labels models normalizers row_files shards".split(),
+        *"spectrograms stages token_rules tokens top_k worklist".split(),
     ],
     [
         *"batches beam_search cache collator export.openai_whisper export.runtimes fused_loss".split(),
         *"label_joining loading metrics pages pieces planning plots references row_sources run_ids segments".split(),
-        *"spectrograms student synthesis trainer_displays voice_activity".split(),
+        *"stepping student synthesis trainer_displays voice_activity".split(),
     ],
     [
         *"export.ggml export.onnx filter_reports generation label_rules label_store losses packing".split(),

@@ -40,6 +40,20 @@ def test_labels_are_what_the_teacher_says(labeler):
     assert labelled.features == {**audio_dataset(GOOD, text=["words"] * 5).features, **LABEL_FEATURES}
 
 
+def test_batches_side_by_side_have_the_labels_of_one_after_the_other(processor, tmp_path, two_threads):
+    model, data, found = talkative(dropout=0.5), audio_dataset(GOOD * 3), []
+    model.train()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        labeler = PseudoLabeler(model, processor, language="en", batch_size=2)
+        assert labeler.transcriber.decoder.side_by_side == threads
+        labelled = labeler.label(data, tmp_path / f"labels {threads}", cache_dir=tmp_path / f"states {threads}")
+        found.append(labelled["whisper_tokens"][:])
+        assert model.model.decoder.training
+    assert found[0] == found[1]
+    assert len(StateCache(tmp_path / "states 1")) == len(StateCache(tmp_path / "states 2")) > 0
+
+
 def test_labels_hold_clean_text_and_tokens_without_prefix_and_end(timed_labeler):
     """Guards P1 and P5."""
     tokens = timed_labeler.transcriber.tokens

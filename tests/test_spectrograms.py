@@ -5,7 +5,7 @@ from conftest import tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilwhisper.spectrograms import Spectrogram
+from distilwhisper.spectrograms import Spectrogram, log_mel
 
 
 @settings(max_examples=10, deadline=None)
@@ -31,3 +31,20 @@ def test_what_cannot_be_read_says_so_at_once(processor):
 
     with pytest.raises(AudioError, match="0 bytes"):
         Spectrogram(lambda: audio_blocks(b""), processor.feature_extractor)
+
+
+@pytest.mark.parametrize("window", [32_000, 480_000])
+@pytest.mark.parametrize("lengths", [[1], [159, 160, 161], [1_000, 31_800], [31_999, 0], [32_000], [40_000, 5]])
+def test_a_batch_has_the_features_of_the_padded_window(processor, window, lengths):
+    extractor, draws = processor.feature_extractor, np.random.default_rng(0)
+    recordings = [draws.normal(size=length).astype(np.float32) * 10.0**-place for place, length in enumerate(lengths)]
+    settings = {"max_length": window, "padding": "max_length", "return_tensors": "pt"}
+    whole = extractor(recordings, sampling_rate=16_000, **settings).input_features
+    features = log_mel(extractor, recordings, window)
+    torch.testing.assert_close(features, whole, atol=1e-6, rtol=0)
+
+
+def test_noise_that_the_extractor_adds_is_added_to_the_padding(processor):
+    extractor = type(processor.feature_extractor).from_dict({**processor.feature_extractor.to_dict(), "dither": 0.1})
+    padding = log_mel(extractor, [tone(0.1)], 32_000)[0, :, 100:]
+    assert padding.std(dim=-1).min() > 0

@@ -8,14 +8,6 @@ import torch
 from distilwhisper.threads import prefetched
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_reading_threads_compute_on_one_core_and_all_others_on_as_many_as_before(two_threads):
     def cores(_: object) -> int:
         (torch.ones(300, 300) @ torch.ones(300, 300)).relu_()

@@ -1,19 +1,29 @@
-"""Transcription of ready-made batches: read ahead by threads, halved where memory does not suffice."""
+"""Transcription of ready-made batches: read ahead, heard side by side on few cores, halved where memory is short."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
 from distilwhisper.audio import AudioError, Samples, load_audio
 from distilwhisper.batches import Batch, Halving
+from distilwhisper.generation import evaluating
 from distilwhisper.threads import prefetched
 from distilwhisper.transcription import OnBatch, Transcriber
 from distilwhisper.transcripts import Transcript
 
 Key = TypeVar("Key", bound=Hashable)
+
+
+class _Heard(NamedTuple, Generic[Key]):
+    """What was heard in a batch, or in a piece of one that did not fit into memory."""
+
+    keys: list[Key]
+    transcripts: list[Transcript]
+    states: Tensor | None
 
 
 class BatchTranscriber:
@@ -52,19 +62,29 @@ class BatchTranscriber:
         decoder = self.transcriber.decoder
         head = decoder.head(self.transcriber.model)
 
-        def run(batch: Batch[Key]) -> list[Transcript]:
+        def run(batch: Batch[Key]) -> list[_Heard[Key]]:
             states = decoder.encode(batch.features)
             known = None if languages is None else [languages(key) for key in batch.keys]
             transcripts = self.transcriber.transcribe_states(states, batch.durations_s, head, known)
-            if on_batch is not None:
-                on_batch(batch.keys, transcripts, states.model)
-            return transcripts
+            return [_Heard(batch.keys, transcripts, None if on_batch is None else states.model)]
 
         def prepare(recordings: Sequence[tuple[Key, Any]]) -> tuple[list[tuple[Key, AudioError]], Batch[Key]]:
             return self._prepare(recordings, languages)
 
-        for bad, batch in prefetched(prepare, batches, num_workers):
-            yield [*bad, *zip(batch.keys, self._run_in_memory(run, batch), strict=True)]
+        def transcribe(
+            prepared: tuple[list[tuple[Key, AudioError]], Batch[Key]],
+        ) -> tuple[list[tuple[Key, AudioError]], list[_Heard[Key]]]:
+            bad, batch = prepared
+            return bad, self._run_in_memory(run, batch)
+
+        ready, beside = prefetched(prepare, batches, num_workers), decoder.side_by_side - 1
+        # Once for all: what puts a model back while another batch is in it would make that one random.
+        with evaluating(self.transcriber.model):
+            for bad, pieces in prefetched(transcribe, ready, beside + 1 if beside else 0, ahead=beside):
+                for piece in pieces:
+                    if on_batch is not None and piece.states is not None:
+                        on_batch(piece.keys, piece.transcripts, piece.states)
+                yield [*bad, *(pair for each in pieces for pair in zip(each.keys, each.transcripts, strict=True))]
 
     def _prepare(
         self, recordings: Sequence[tuple[Key, Any]], languages: Callable[[Key], str | None] | None

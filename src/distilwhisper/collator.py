@@ -15,6 +15,7 @@ from torch import Tensor
 from distilwhisper.audio import AudioError, Samples, load_audio
 from distilwhisper.labels import IGNORE_INDEX
 from distilwhisper.normalizers import UNSPACED_LANGUAGES
+from distilwhisper.spectrograms import log_mel
 from distilwhisper.tokens import LONGEST_FRAME, WhisperTokens
 
 logger = logging.getLogger(__name__)
@@ -304,13 +305,8 @@ class DataCollatorForDistillation:
         return int(self.processor.feature_extractor.sampling_rate)
 
     def _features(self, recordings: Sequence[Samples]) -> dict[str, Tensor]:
-        features: Tensor = self.processor.feature_extractor(
-            recordings,
-            sampling_rate=self._sampling_rate,
-            max_length=round(self.window_s * self._sampling_rate),
-            return_tensors="pt",
-        ).input_features
-        return {"input_features": features}
+        window = round(self.window_s * self._sampling_rate)
+        return {"input_features": log_mel(self.processor.feature_extractor, recordings, window)}
 
     def _encode_text(self, text: str, language: str | None) -> list[int]:
         spaced = (language or self.language) not in UNSPACED_LANGUAGES

@@ -96,6 +96,11 @@ class CTranslate2Decoder(WindowDecoder):
         # Not in this thread: CTranslate2 would set the cores that PyTorch computes on here to those of a share.
         self._engine = self._threads.submit(_load, model, processor, compute_type, self._shares).result()
 
+    @property
+    def side_by_side(self) -> int:
+        """One batch: it has all cores."""
+        return 1
+
     def encode(self, input_features: Tensor) -> States:
         """Return CTranslate2's own encoder states of features ``[batch, mels, frames]``, a list of shares of it."""
         from ctranslate2 import StorageView

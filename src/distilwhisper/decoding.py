@@ -18,6 +18,8 @@ from distilwhisper.speculative import SpeculationReport, generate_speculatively
 from distilwhisper.tokens import WhisperTokens
 from distilwhisper.word_timing import alignment_heads, time_tokens
 
+MOST_SIDE_BY_SIDE = 4
+
 
 @dataclass(frozen=True)
 class Fallback:
@@ -155,6 +157,17 @@ class WindowDecoder:
                     f"assistant and model have vocabularies of {vocabularies}: they do not belong together"
                 )
             self._shares_encoder = same_encoder(assistant.model.encoder, model.model.encoder)
+
+    @property
+    def side_by_side(self) -> int:
+        """How many batches may be decoded at a time, by threads of one core each.
+
+        The operations of a step are too small to be shared out well. Many cores would be many batches to hold; and an
+        assistant's report has one writer.
+        """
+        cores = torch.get_num_threads()
+        few = self.model.device.type == "cpu" and cores <= MOST_SIDE_BY_SIDE
+        return cores if few and self.assistant is None else 1
 
     def encode(self, input_features: Tensor) -> States:
         """Return the encoder's output of features ``[batch, mels, frames]``: one pass where both encoders agree."""

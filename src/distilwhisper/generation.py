@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import WhisperForConditionalGeneration
 
 from distilwhisper.beam_search import search_beams
@@ -17,6 +18,10 @@ from distilwhisper.token_rules import TokenRules
 from distilwhisper.tokens import WhisperTokens
 
 Head = Callable[[Tensor], Tensor]
+
+CPU_ACTIVATIONS = 2**20
+"""Numbers in the widest activation of an encoder on a CPU, where the batch allows: more do not stay in its cache, and
+come from the system anew each time. 16 rows of ``examples/teacher`` take 85 in place of 115 ms on two cores."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +50,28 @@ class GeneratedTokens:
 def output_head(model: WhisperForConditionalGeneration) -> Head:
     """Return the function from the decoder's hidden states to logits, valid until the weights change.
 
-    On a CPU this is a product with a transposed copy: a row or two of float32 hidden states take a quarter of
-    the time (1.0 ms against 3.6 ms for 128 x 51,865 on one core). bfloat16 gains nothing.
+    On a CPU this is a product with a copy in the order of oneDNN's kernels: 16 rows of float32 hidden states take 3 in
+    place of 6.5 ms for 128 x 51,865 on one core, and 1.5 in place of 6 ms on two.
     """
     head = model.proj_out
     if type(head) is not torch.nn.Linear or head.weight.device.type != "cpu" or head.weight.dtype != torch.float32:
         return head  # type: ignore[no-any-return]
-    columns = head.weight.detach().t().contiguous()
-    return lambda hidden: hidden @ columns
+    if head.bias is not None or not torch.backends.mkldnn.is_available():
+        return head
+    # PyTorch's compiler lays weights out with these when it freezes a model; they have no other name.
+    packed = torch.ops.mkldnn._reorder_linear_weight(head.weight.detach())
+    return lambda hidden: torch.ops.mkldnn._linear_pointwise(hidden.float(), packed, None, "none", [], "")
 
 
 @torch.inference_mode()
 def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
     """Return the encoder's hidden states ``[batch, positions, d_model]`` of features ``[batch, mels, frames]``."""
+    config, features = model.config, input_features.to(model.device, model.dtype)
+    rows = max(1, len(features))
+    if model.device.type == "cpu":
+        rows = max(1, CPU_ACTIVATIONS // (config.max_source_positions * config.encoder_ffn_dim))
     with evaluating(model):
-        features = input_features.to(model.device, model.dtype)
-        return model.model.encoder(features).last_hidden_state  # type: ignore[no-any-return]
+        return torch.cat([model.model.encoder(part).last_hidden_state for part in features.split(rows)])
 
 
 @torch.inference_mode()
@@ -196,14 +207,28 @@ def best_tokens(
         generators: Random numbers, one generator for each number.
     """
     if temperature == 0:
-        best = scores.max(-1)
-        return best.indices.tolist(), (best.values - scores.logsumexp(-1)).tolist()
+        best = _likeliest(scores)
+        return best.tolist(), cross_entropy(scores, best, reduction="none").neg().tolist()
     levels = (scores / temperature).softmax(-1).cumsum(-1)
     draws = torch.stack([torch.rand(1, generator=generators[row]) for row in rows]).to(scores.device)
     # Never the token behind the last possible one, should rounding leave the sum below 1.
     tokens = torch.searchsorted(levels, draws * levels[:, -1:], right=True).clamp(max=scores.shape[1] - 1)
     logprobs = scores.gather(1, tokens).squeeze(1) - scores.logsumexp(-1)
     return tokens.squeeze(1).tolist(), logprobs.tolist()
+
+
+def _likeliest(scores: Tensor) -> Tensor:
+    """Return ``scores.argmax(-1)``, on a CPU in an eighth of the time: it is slow, and the maxima of blocks are not."""
+    width = 256
+    if scores.device.type != "cpu" or scores.shape[1] < width:
+        return scores.argmax(-1)
+    blocks = scores.unfold(1, width, width)  # the last tokens may be in none
+    rest = scores[:, blocks.shape[1] * width :]
+    block = torch.cat([blocks.amax(-1), *([rest.amax(-1, keepdim=True)] if rest.shape[1] else [])], 1).argmax(-1)
+    starts = block * width
+    columns = starts[:, None] + torch.arange(width)
+    within = scores.gather(1, columns.clamp(max=scores.shape[1] - 1)).argmax(-1)
+    return starts + within
 
 
 def _generators(seeds: Sequence[int] | None, rows: int) -> list[torch.Generator]:

@@ -1,8 +1,8 @@
-"""The log-mel spectrogram of a recording of any length, in constant memory."""
+"""Log-mel spectrograms: of a batch padded to the window, and of a recording of any length in constant memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,27 @@ from distilwhisper.audio import Samples
 
 DYNAMIC_RANGE = 8.0
 """What is quieter than the loudest by this much (in powers of ten) is raised to it."""
+
+
+def log_mel(extractor: Any, recordings: Sequence[Samples], window: int) -> Tensor:
+    """Return the features of recordings padded to a window ``[recordings, mels, frames]``.
+
+    The values are those of the extractor for the whole window. It would transform the padding, too; here the silence
+    behind the longest recording is a copy of one silent frame, a twentieth of the time for 2 s in a window of 30.
+
+    Args:
+        extractor: A ``WhisperFeatureExtractor``.
+        recordings: Mono samples at its rate, each ``[samples]``; what goes beyond the window is cut off.
+        window: Length of the window, in samples.
+    """
+    hop, length = extractor.hop_length, window
+    if not extractor.dither and not extractor.padding_value:
+        # The last frame reaches as far as half a transform on either side, and the other side mirrors this one.
+        length = min(window, -(-(max(map(len, recordings)) + extractor.n_fft) // hop) * hop)
+    settings = {"sampling_rate": extractor.sampling_rate, "return_tensors": "pt", "padding": "max_length"}
+    features: Tensor = extractor(list(recordings), max_length=length, **settings).input_features
+    silence = features[..., -1:].expand(-1, -1, window // hop - features.shape[-1])
+    return torch.cat([features, silence], dim=-1) if silence.shape[-1] else features
 
 
 class Spectrogram:

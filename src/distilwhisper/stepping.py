@@ -12,6 +12,8 @@ from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditiona
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
+from distilwhisper.absorption import absorbed_step, absorbs
+
 # Transformers 5.24 has another name for it, and warns of the old one.
 CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(WhisperDecoder.forward).parameters else "past_key_values"
 """What a decoder, and each of its layers, calls the keys and values."""
@@ -25,7 +27,8 @@ class IncrementalDecoder:
 
     Every row has its own length, so a batch may hold prefixes of unequal lengths, and a row may take back tokens
     (`truncate`) that the others keep: what speculative decoding needs. The positions of a row count from its own
-    start; shorter rows are filled up on the right, where later tokens overwrite the filling.
+    start; shorter rows are filled up on the right, where later tokens overwrite the filling. Where it pays, the step
+    is `absorbed_step`.
 
     Args:
         model: A Whisper in evaluation mode.
@@ -39,8 +42,9 @@ class IncrementalDecoder:
         self.model, self.states = model, encoder_hidden_states
         self.lengths = [0] * len(encoder_hidden_states)
         self._places = _Places()
-        layers = [_BufferedLayer(self._places) for _ in range(model.config.decoder_layers)]
-        self._cache = EncoderDecoderCache(Cache(layers=layers), DynamicCache())
+        self._layers = [_BufferedLayer(self._places) for _ in range(model.config.decoder_layers)]
+        self._cache = EncoderDecoderCache(Cache(layers=self._layers), DynamicCache())
+        self._absorbs: bool | None = None
 
     def __call__(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Return the last hidden states ``[rows, longest, d_model]`` of new tokens; those of the filling are void.
@@ -52,20 +56,30 @@ class IncrementalDecoder:
         inputs = torch.tensor([[*row, *[0] * (width - len(row))] for row in tokens], device=device)
         starts = torch.tensor(self.lengths, device=device)
         positions = starts[:, None] + torch.arange(width, device=device)
-        even = len(set(self.lengths)) == 1
         places = self._places
         places.start, places.end = max(self.lengths), max(self.lengths) + width
+        even = min(self.lengths) == places.start
         places.positions = None if even else positions
-        output = self.model.model.decoder(
+        # Only the filling can lie beyond the last position.
+        hidden = self._step(inputs, positions.clamp(max=self.model.config.max_target_positions - 1), even=even)
+        self.lengths = [length + len(row) for length, row in zip(self.lengths, tokens, strict=True)]
+        return hidden
+
+    def _step(self, inputs: Tensor, positions: Tensor, *, even: bool) -> Tensor:
+        decoder, width = self.model.model.decoder, inputs.shape[1]
+        if self._absorbs is None:
+            self._absorbs = absorbs(self.model, width)
+        if self._absorbs:
+            mask = None if even and width == 1 else self._mask(positions)
+            return absorbed_step(decoder, inputs, positions, mask, self.states, self._layers)
+        output = decoder(
             input_ids=inputs,
-            # Only the filling can lie beyond the last position.
-            position_ids=positions.clamp(max=self.model.config.max_target_positions - 1),
-            attention_mask=None if even else self._mask(positions, places.end),
+            position_ids=positions,
+            attention_mask=None if even else self._mask(positions),
             encoder_hidden_states=self.states,
             use_cache=True,
             **{CACHE_ARGUMENT: self._cache},
         )
-        self.lengths = [length + len(row) for length, row in zip(self.lengths, tokens, strict=True)]
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def truncate(self, lengths: Sequence[int]) -> None:
@@ -81,13 +95,13 @@ class IncrementalDecoder:
             for layer in cache.layers:
                 layer.keys, layer.values = layer.keys[indices], layer.values[indices]
 
-    def _mask(self, positions: Tensor, end: int) -> Tensor:
+    def _mask(self, positions: Tensor) -> Tensor:
         if "flash" in (kernel := self.model.config._attn_implementation):
             raise ValueError(
                 f"rows of unequal lengths need a mask, which attn_implementation={kernel!r} does not take; "
                 "load the model with attn_implementation='sdpa'"
             )
-        hidden = torch.arange(end, device=positions.device) > positions[:, None, :, None]
+        hidden = torch.arange(self._places.end, device=positions.device) > positions[:, None, :, None]
         dtype = self.states.dtype
         return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, torch.finfo(dtype).min)
 

@@ -22,6 +22,7 @@ from distilwhisper.longform import transcribe_sequentially
 from distilwhisper.models import default_device, load_processor, load_whisper
 from distilwhisper.pieces import Cutting, LongPiece, Piece, read_pieces
 from distilwhisper.segments import split_at_timestamps
+from distilwhisper.spectrograms import log_mel
 from distilwhisper.speculative import DRAFT_TOKENS, SpeculationReport
 from distilwhisper.tokens import WhisperTokens
 from distilwhisper.transcripts import Transcript, build_transcript
@@ -284,14 +285,7 @@ class Transcriber:
             audio: Mono samples at `sampling_rate`, each ``[samples]``.
         """
         extractor = self.processor.feature_extractor
-        features = extractor(
-            list(audio),
-            sampling_rate=self.sampling_rate,
-            return_tensors="pt",
-            padding="max_length",
-            max_length=self._window_frames * extractor.hop_length,
-        )
-        return features.input_features  # type: ignore[no-any-return]
+        return log_mel(extractor, audio, self._window_frames * extractor.hop_length)
 
     def transcribe_features(
         self, input_features: Tensor, durations_s: Sequence[float] | None = None, *, head: Head | None = None
