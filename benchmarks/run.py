@@ -78,8 +78,11 @@ def _trl(hidden: Any, head: Any, teacher_hidden: Any, teacher_head: Any, labels:
 
 def step(which: str, *, size: str = "small", batch_size: int = 8, bf16: bool = False, repeats: int = 2) -> dict:
     """Time a whole update: forward, backward, clipping, AdamW; 30 s of audio, labels of 20 to 120 tokens."""
+    from distilwhisper.cpu_memory import keep_freed_memory
     from distilwhisper.modeling import DistillationStep, Objective, place_teacher
 
+    if which != "plain":
+        keep_freed_memory()  # as the trainer does
     teacher, student = models(size)
     dtype = torch.bfloat16 if bf16 else torch.float32
     ours = DistillationStep(student, teacher, Objective())

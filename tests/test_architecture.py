@@ -19,7 +19,7 @@ MODULES = [name for name in FILES if name != "__init__"]
 COMMANDS = [name for name in MODULES if name.split(".")[0] == "commands"]
 
 FLOORS = [
-    ["audio", "tables", "threads"],
+    ["audio", "cpu_memory", "tables", "threads"],
     [
         *"absorption arguments attention charts checkpoints costs divergences environment export.formats".split(),
         *"export.graphs export.greedy grammar help_pages hub labels models normalizers row_files shards".split(),
@@ -27,8 +27,8 @@ FLOORS = [
     ],
     [
         *"batches beam_search cache collator export.openai_whisper export.runtimes fused_loss".split(),
-        *"label_joining loading metrics pages pieces planning plots references row_sources run_ids segments".split(),
-        *"stepping student synthesis trainer_displays voice_activity".split(),
+        *"label_joining length_groups loading metrics pages pieces planning plots references row_sources".split(),
+        *"run_ids segments stepping student synthesis trainer_displays voice_activity".split(),
     ],
     [
         *"export.ggml export.onnx filter_reports generation label_rules label_store losses packing".split(),

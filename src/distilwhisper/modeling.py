@@ -17,6 +17,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from distilwhisper.attention import without_masks
 from distilwhisper.divergences import TopKTeacher
+from distilwhisper.length_groups import last_hidden_states, last_hidden_states_by_length
 from distilwhisper.losses import distillation_loss, hidden_state_loss
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class DistillationStep:
         self.teacher = teacher if objective.needs_teacher else None
         self.freeze_encoder = not any(parameter.requires_grad for parameter in student.model.encoder.parameters())
         self.shares_encoder = False
+        self._decode = last_hidden_states if objective.mse_weight > 0 else last_hidden_states_by_length
         self.matched_layers: list[int] = []
         if objective.needs_teacher:
             self._fit(student, teacher)
@@ -169,7 +171,7 @@ class DistillationStep:
             _sparse_embedding_gradient(student),
             _layer_outputs(student.model.decoder, range(len(self.matched_layers))) as student_layers,
         ):
-            hidden = _decode(student, encoder_states, batch["decoder_input_ids"])
+            hidden = self._decode(student, encoder_states, batch["decoder_input_ids"], batch["labels"])
             teacher_hidden, teacher_layers = self._teacher_states(batch, encoder_states)
         loss, kl, pl = distillation_loss(
             hidden,
@@ -223,7 +225,8 @@ class DistillationStep:
             features = batch["input_features"].to(teacher.model.encoder.conv1.weight.dtype)
             encoder_states = teacher.model.encoder(features).last_hidden_state
         with _layer_outputs(teacher.model.decoder, self.matched_layers) as layers:
-            hidden = _decode(teacher, encoder_states.to(teacher.proj_out.weight.dtype), batch["decoder_input_ids"])
+            states = encoder_states.to(teacher.proj_out.weight.dtype)
+            hidden = self._decode(teacher, states, batch["decoder_input_ids"], batch["labels"])
         return hidden, layers
 
 
@@ -296,12 +299,6 @@ def whole_weights(model: Any) -> Iterator[None]:
         for shard in shards:
             shard.set_reshard_after_forward(shard is not model, recurse=False)
             shard.reshard()
-
-
-def _decode(model: Any, encoder_states: Tensor, decoder_input_ids: Tensor) -> Tensor:
-    output = model.model.decoder(input_ids=decoder_input_ids, encoder_hidden_states=encoder_states, use_cache=False)
-    hidden: Tensor = output.last_hidden_state
-    return hidden
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from distilwhisper.arguments import DistillationTrainingArguments
 from distilwhisper.attention import without_flash
 from distilwhisper.cached_inputs import use_state_cache
 from distilwhisper.checkpoints import STATE_FILE, last_checkpoint
+from distilwhisper.cpu_memory import keep_freed_memory
 from distilwhisper.generation import generate_tokens
 from distilwhisper.modeling import DistillationStep, Objective, accept_steps, place_teacher, whole_weights
 from distilwhisper.normalizers import get_normalizer
@@ -115,6 +116,8 @@ class DistillationTrainer(Seq2SeqTrainer):
             compute_metrics=self._scorer.metrics_from_counts if self._counts_words else compute_metrics,
             **kwargs,
         )
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         self.model_accepts_loss_kwargs = True  # have the label tokens of the update counted
         cached = use_state_cache(args, self.model, self._step.teacher, data_collator, self.train_dataset)
         if self._step.teacher is not None:
