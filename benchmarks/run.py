@@ -1,6 +1,6 @@
 """Measure ours against the plain recipe, side by side, each measurement in a process of its own.
 
-    make bench                                     # everything, some ten minutes; writes outputs/bench.json
+    make bench                                     # everything, a quarter of an hour; writes outputs/bench.json
     python benchmarks/run.py --only loss           # one section: loss growth peers step step_bf16 cached demo loader
     python benchmarks/run.py --only demo --output outputs/demo.json
 
@@ -202,10 +202,11 @@ MEASURED: dict[str, Callable[..., dict]] = {"loss": loss, "step": step, "demo": 
 # ---- the sections of the table ---------------------------------------------------------------------------------------
 
 
-def compare(name: str, function: str, settings: dict, pair: tuple[str, str]) -> dict:
-    """Measure two ways of doing the same, and print a row of the table."""
+def compare(name: str, function: str, settings: dict, pair: tuple[str, str], rounds: int = 1) -> dict:
+    """Measure two ways of doing the same in turn, and print a row of the table from the median round of each."""
     settings = settings | ({"repeats": REPEATS} if REPEATS and "repeats" in settings else {})
-    slow, fast = (in_process(__file__, function, settings | {"which": which}) for which in pair)
+    runs = [[in_process(__file__, function, settings | {"which": which}) for which in pair] for _ in range(rounds)]
+    slow, fast = (sorted(way, key=lambda run: run.get("seconds", 0.0))[rounds // 2] for way in zip(*runs, strict=True))
     row: dict = {"name": name, "ways": pair, "slow": slow, "fast": fast}
     failed = [one["failed"] for one in (slow, fast) if "failed" in one]
     if failed:
@@ -253,8 +254,8 @@ SECTIONS: dict[str, Callable[[], list[dict]]] = {
         compare("from caches, in mixed precision", "step", {"repeats": 3, "bf16": True}, CACHES),
     ],
     "demo": lambda: [
-        compare("update of the demo, 16 utterances", "demo", {}, ("online", "cached")),
-        compare("the same from the 64 likeliest tokens", "demo", {}, ("online", "top_k")),
+        compare("update of the demo, 16 utterances", "demo", {}, ("online", "cached"), rounds=3),
+        compare("the same from the 64 likeliest tokens", "demo", {}, ("online", "top_k"), rounds=3),
         compare("from caches, in mixed precision", "demo", {"bf16": True}, ("online", "cached")),
         compare("the same from the 64 likeliest tokens", "demo", {"bf16": True}, ("online", "top_k")),
     ],
