@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from threading import Lock
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from distilwhisper.audio import AudioError, Samples, load_audio
 from distilwhisper.batches import Batch, Halving
@@ -16,14 +16,7 @@ from distilwhisper.transcription import OnBatch, Transcriber
 from distilwhisper.transcripts import Transcript
 
 Key = TypeVar("Key", bound=Hashable)
-
-
-class _Heard(NamedTuple, Generic[Key]):
-    """What was heard in a batch, or in a piece of one that did not fit into memory."""
-
-    keys: list[Key]
-    transcripts: list[Transcript]
-    states: Tensor | None
+Bad = list[tuple[Key, AudioError]]
 
 
 class BatchTranscriber:
@@ -51,7 +44,8 @@ class BatchTranscriber:
             batches: Pairs of a name and whatever `load_audio` reads, in batches.
             languages: Returns the language of a name, if it is known; by default the transcriber's settings say it.
             num_workers: Threads that read, resample and make log-mel features while the model runs; 0 for none.
-            on_batch: Called with the names, transcripts and encoder outputs of each batch, or half of one.
+            on_batch: Called with the names, transcripts and encoder outputs of each batch, or half of one, where it was
+                heard, and never twice at once.
 
         Yields:
             Pairs of name and result, a list for each batch.
@@ -61,34 +55,30 @@ class BatchTranscriber:
         """
         decoder = self.transcriber.decoder
         head = decoder.head(self.transcriber.model)
+        one_at_a_time = Lock()
 
-        def run(batch: Batch[Key]) -> list[_Heard[Key]]:
+        def run(batch: Batch[Key]) -> list[Transcript]:
             states = decoder.encode(batch.features)
             known = None if languages is None else [languages(key) for key in batch.keys]
             transcripts = self.transcriber.transcribe_states(states, batch.durations_s, head, known)
-            return [_Heard(batch.keys, transcripts, None if on_batch is None else states.model)]
+            if on_batch is not None:
+                with one_at_a_time:
+                    on_batch(batch.keys, transcripts, states.model)
+            return transcripts
 
-        def prepare(recordings: Sequence[tuple[Key, Any]]) -> tuple[list[tuple[Key, AudioError]], Batch[Key]]:
-            return self._prepare(recordings, languages)
-
-        def transcribe(
-            prepared: tuple[list[tuple[Key, AudioError]], Batch[Key]],
-        ) -> tuple[list[tuple[Key, AudioError]], list[_Heard[Key]]]:
+        def transcribe(prepared: tuple[Bad[Key], Batch[Key]]) -> list[tuple[Key, Transcript | AudioError]]:
             bad, batch = prepared
-            return bad, self._run_in_memory(run, batch)
+            return [*bad, *zip(batch.keys, self._run_in_memory(run, batch), strict=True)]
 
-        ready, beside = prefetched(prepare, batches, num_workers), decoder.side_by_side - 1
+        ready = prefetched(lambda recordings: self._prepare(recordings, languages), batches, num_workers)
+        threads = decoder.side_by_side if decoder.side_by_side > 1 else 0
         # Once for all: what puts a model back while another batch is in it would make that one random.
         with evaluating(self.transcriber.model):
-            for bad, pieces in prefetched(transcribe, ready, beside + 1 if beside else 0, ahead=beside):
-                for piece in pieces:
-                    if on_batch is not None and piece.states is not None:
-                        on_batch(piece.keys, piece.transcripts, piece.states)
-                yield [*bad, *(pair for each in pieces for pair in zip(each.keys, each.transcripts, strict=True))]
+            yield from prefetched(transcribe, ready, threads, ahead=threads - 1)
 
     def _prepare(
         self, recordings: Sequence[tuple[Key, Any]], languages: Callable[[Key], str | None] | None
-    ) -> tuple[list[tuple[Key, AudioError]], Batch[Key]]:
+    ) -> tuple[Bad[Key], Batch[Key]]:
         rate, bad, good = self.transcriber.sampling_rate, list[tuple[Key, AudioError]](), list[tuple[Key, Samples]]()
         for key, value in recordings:
             try:
