@@ -102,6 +102,20 @@ def test_rows_of_like_length_are_decoded_together_where_that_spares_enough(lengt
     assert found == expected
 
 
+def test_layers_that_are_sharded_are_called_once(tiny_teacher, batch, monkeypatch):
+    """Else a process whose labels group otherwise would wait for the others for ever."""
+    monkeypatch.setattr(length_groups, "WORTH_GROUPING", -1)
+    calls = []
+    decoder = tiny_teacher.model.decoder
+    decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    inputs = (torch.randn(len(batch["labels"]), 250, 16), batch["decoder_input_ids"], batch["labels"])
+    length_groups.last_hidden_states_by_length(tiny_teacher, *inputs)
+    grouped = len(calls)
+    decoder.layers[1].__class__ = type("FSDPWhisperDecoderLayer", (type(decoder.layers[1]),), {})
+    length_groups.last_hidden_states_by_length(tiny_teacher, *inputs)
+    assert (grouped, len(calls) - grouped) == (min(4, len(batch["labels"])), 1)
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_student_equal_to_teacher_has_no_divergence_also_on_prompted_rows(tiny_teacher, batch, shared):
     """Guards T1: the teacher saw <|startofprev|> and then padding where the student saw the prompt."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
 
 from distilwhisper.labels import IGNORE_INDEX
 
@@ -35,7 +36,8 @@ def last_hidden_states_by_length(
     """Return what `last_hidden_states` does, but zeros in place of much of what lies behind a row's last label.
 
     On a CPU, where padding takes its share of the time, rows of like length go through the decoder together, if that
-    spares enough. A GPU would wait for the host to learn the lengths, and has more calls to launch.
+    spares enough. A GPU would wait for the host to learn the lengths, and has more calls to launch; processes that
+    share sharded layers must call them equally often.
 
     Args:
         model: A Whisper.
@@ -43,7 +45,8 @@ def last_hidden_states_by_length(
         decoder_input_ids: ``[rows, tokens]``.
         labels: ``[rows, tokens]``, `IGNORE_INDEX` where there is none.
     """
-    groups = [] if labels.device.type != "cpu" else length_groups(model.config, labels)
+    plain = all(type(layer) is WhisperDecoderLayer for layer in model.model.decoder.layers)  # FSDP makes it another
+    groups = length_groups(model.config, labels) if plain and labels.device.type == "cpu" else []
     if not groups:
         return last_hidden_states(model, encoder_hidden_states, decoder_input_ids)
     width, parts = labels.shape[1], []
