@@ -1,4 +1,4 @@
-"""CTranslate2 instead of PyTorch: the same weights and rules, greedy, in less time on a CPU."""
+"""CTranslate2 instead of PyTorch: the same weights and rules, greedy; in int8 in less time on a CPU."""
 
 from __future__ import annotations
 
