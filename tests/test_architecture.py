@@ -19,7 +19,7 @@ MODULES = [name for name in FILES if name != "__init__"]
 COMMANDS = [name for name in MODULES if name.split(".")[0] == "commands"]
 
 FLOORS = [
-    ["audio", "cpu_memory", "tables", "threads"],
+    ["audio", "cpu_memory", "onednn", "tables", "threads"],
     [
         *"absorption arguments attention charts checkpoints costs divergences environment export.formats".split(),
         *"export.graphs export.greedy grammar help_pages hub labels models normalizers row_files shards".split(),

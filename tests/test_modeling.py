@@ -109,10 +109,10 @@ def test_layers_that_are_sharded_are_called_once(tiny_teacher, batch, monkeypatc
     decoder = tiny_teacher.model.decoder
     decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
     inputs = (torch.randn(len(batch["labels"]), 250, 16), batch["decoder_input_ids"], batch["labels"])
-    length_groups.last_hidden_states_by_length(tiny_teacher, *inputs)
+    length_groups.last_hidden_states(tiny_teacher, *inputs)
     grouped = len(calls)
     decoder.layers[1].__class__ = type("FSDPWhisperDecoderLayer", (type(decoder.layers[1]),), {})
-    length_groups.last_hidden_states_by_length(tiny_teacher, *inputs)
+    length_groups.last_hidden_states(tiny_teacher, *inputs)
     assert (grouped, len(calls) - grouped) == (min(4, len(batch["labels"])), 1)
 
 

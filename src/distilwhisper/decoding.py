@@ -19,6 +19,7 @@ from distilwhisper.tokens import WhisperTokens
 from distilwhisper.word_timing import alignment_heads, time_tokens
 
 MOST_SIDE_BY_SIDE = 4
+"""Batches that are held at once on a CPU of so many cores; one of more has one batch, on all of them."""
 
 
 @dataclass(frozen=True)

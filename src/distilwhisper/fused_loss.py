@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distilwhisper.divergences import ChunkSettings, TopKTeacher, reduce_chunk, reduce_top_k_chunk
+from distilwhisper.onednn import has_onednn, onednn_linear
 
 Teacher = tuple[Tensor, Tensor] | TopKTeacher
 """Hidden states and head, or distributions."""
@@ -157,9 +158,5 @@ def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Matrix product, accumulated in at least 32 bits; a CPU rounds that of 16-bit operands to their dtype."""
     if left.is_cuda and left.dtype not in (torch.float32, torch.float64):
         return torch.mm(left, right, out_dtype=torch.float32, out=out)  # type: ignore[no-any-return, call-overload]
-    if left.dtype == torch.float32 and left.is_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        # For these shapes oneDNN's linear is up to twice as fast on CPUs as the BLAS behind torch.mm.
-        product = torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
-    else:
-        product = torch.mm(left, right)
+    product = onednn_linear(left, right.t()) if has_onednn(left) else torch.mm(left, right)
     return product if out is None else out.copy_(product)  # type: ignore[no-any-return]

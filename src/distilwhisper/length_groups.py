@@ -16,44 +16,30 @@ WORTH_GROUPING = 2**31
 """Products of a decoder's weights that groups must spare: some ten milliseconds of two cores."""
 
 
-def last_hidden_states(model: Any, encoder_hidden_states: Tensor, decoder_input_ids: Tensor, *_: Tensor) -> Tensor:
+def last_hidden_states(
+    model: Any, encoder_hidden_states: Tensor, decoder_input_ids: Tensor, labels: Tensor | None = None
+) -> Tensor:
     """Return the decoder's last hidden states ``[rows, tokens, d_model]``.
 
     Args:
         model: A Whisper.
         encoder_hidden_states: ``[rows, positions, d_model]``.
         decoder_input_ids: ``[rows, tokens]``.
-        *_: What `last_hidden_states_by_length` looks at.
+        labels: ``[rows, tokens]``, `IGNORE_INDEX` where there is none. With them, rows of like length go through the
+            decoder together on a CPU, if that spares enough padding, and much of what lies behind a row's last label is
+            zeros. A GPU would wait for the host to learn the lengths, and has more calls to launch; processes that
+            share sharded layers must call them equally often.
     """
     decoder = model.model.decoder
+    plain = all(type(layer) is WhisperDecoderLayer for layer in decoder.layers)  # FSDP makes it another
+    if labels is not None and plain and labels.device.type == "cpu" and (groups := length_groups(model.config, labels)):
+        parts = []
+        for rows, length in groups:
+            hidden = last_hidden_states(model, encoder_hidden_states[rows], decoder_input_ids[rows, :length])
+            parts.append(pad(hidden, (0, 0, 0, labels.shape[1] - length)))
+        return torch.cat(parts)[torch.cat([rows for rows, _ in groups]).argsort()]
     output = decoder(input_ids=decoder_input_ids, encoder_hidden_states=encoder_hidden_states, use_cache=False)
     return output.last_hidden_state  # type: ignore[no-any-return]
-
-
-def last_hidden_states_by_length(
-    model: Any, encoder_hidden_states: Tensor, decoder_input_ids: Tensor, labels: Tensor
-) -> Tensor:
-    """Return what `last_hidden_states` does, but zeros in place of much of what lies behind a row's last label.
-
-    On a CPU, where padding takes its share of the time, rows of like length go through the decoder together, if that
-    spares enough. A GPU would wait for the host to learn the lengths, and has more calls to launch; processes that
-    share sharded layers must call them equally often.
-
-    Args:
-        model: A Whisper.
-        encoder_hidden_states: ``[rows, positions, d_model]``.
-        decoder_input_ids: ``[rows, tokens]``.
-        labels: ``[rows, tokens]``, `IGNORE_INDEX` where there is none.
-    """
-    plain = all(type(layer) is WhisperDecoderLayer for layer in model.model.decoder.layers)  # FSDP makes it another
-    groups = length_groups(model.config, labels) if plain and labels.device.type == "cpu" else []
-    if not groups:
-        return last_hidden_states(model, encoder_hidden_states, decoder_input_ids)
-    width, parts = labels.shape[1], []
-    for rows, length in groups:
-        hidden = last_hidden_states(model, encoder_hidden_states[rows], decoder_input_ids[rows, :length])
-        parts.append(pad(hidden, (0, 0, 0, width - length)))
-    return torch.cat(parts)[torch.cat([rows for rows, _ in groups]).argsort()]
 
 
 def length_groups(config: Any, labels: Tensor) -> list[tuple[Tensor, int]]:

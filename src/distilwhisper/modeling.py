@@ -17,7 +17,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from distilwhisper.attention import without_masks
 from distilwhisper.divergences import TopKTeacher
-from distilwhisper.length_groups import last_hidden_states, last_hidden_states_by_length
+from distilwhisper.length_groups import last_hidden_states
 from distilwhisper.losses import distillation_loss, hidden_state_loss
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,6 @@ class DistillationStep:
         self.teacher = teacher if objective.needs_teacher else None
         self.freeze_encoder = not any(parameter.requires_grad for parameter in student.model.encoder.parameters())
         self.shares_encoder = False
-        self._decode = last_hidden_states if objective.mse_weight > 0 else last_hidden_states_by_length
         self.matched_layers: list[int] = []
         if objective.needs_teacher:
             self._fit(student, teacher)
@@ -171,7 +170,7 @@ class DistillationStep:
             _sparse_embedding_gradient(student),
             _layer_outputs(student.model.decoder, range(len(self.matched_layers))) as student_layers,
         ):
-            hidden = self._decode(student, encoder_states, batch["decoder_input_ids"], batch["labels"])
+            hidden = self._decode(student, encoder_states, batch)
             teacher_hidden, teacher_layers = self._teacher_states(batch, encoder_states)
         loss, kl, pl = distillation_loss(
             hidden,
@@ -207,6 +206,10 @@ class DistillationStep:
             states: Tensor = encoder(input_features.to(encoder.conv1.weight.dtype)).last_hidden_state
         return states
 
+    def _decode(self, model: Any, encoder_states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        labels = None if self.matched_layers else batch["labels"]  # whose outputs are compared row by row
+        return last_hidden_states(model, encoder_states, batch["decoder_input_ids"], labels)
+
     @torch.no_grad()
     def _teacher_states(
         self, batch: dict[str, Tensor], encoder_states: Tensor
@@ -225,8 +228,7 @@ class DistillationStep:
             features = batch["input_features"].to(teacher.model.encoder.conv1.weight.dtype)
             encoder_states = teacher.model.encoder(features).last_hidden_state
         with _layer_outputs(teacher.model.decoder, self.matched_layers) as layers:
-            states = encoder_states.to(teacher.proj_out.weight.dtype)
-            hidden = self._decode(teacher, states, batch["decoder_input_ids"], batch["labels"])
+            hidden = self._decode(teacher, encoder_states.to(teacher.proj_out.weight.dtype), batch)
         return hidden, layers
 
 
