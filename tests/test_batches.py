@@ -1,10 +1,14 @@
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilwhisper.batches import TokenBudget, plan_batches
+from distilwhisper.batches import Batch, Halving, TokenBudget, plan_batches
 
 DURATIONS = st.lists(st.none() | st.floats(0, 30), max_size=60)
 
@@ -40,3 +44,45 @@ def test_a_budget_for_less_than_one_recording_is_refused():
 
 def test_fixed_batches_are_of_like_length():
     assert plan_batches([3.0, 1.0, None, 2.0], 2) == [[2, 1], [3, 0]]
+
+
+def test_batches_that_fit_only_one_at_a_time_are_not_halved_further_than_they_must_be():
+    """Else a recording that fits would end the run, as its neighbour had the memory."""
+    taken, most, lock = 0, [], threading.Lock()
+    together = threading.Barrier(2)
+
+    def run(batch):
+        nonlocal taken
+        with lock:
+            taken += len(batch.keys)
+            most.append(taken)
+            full = taken > 4
+        try:
+            if len(batch.keys) == 4:
+                together.wait(timeout=30)  # the first two run beside each other
+            time.sleep(0.01)
+            if full:
+                torch.empty(2**60, dtype=torch.uint8)
+            return [key * 10 for key in batch.keys]
+        finally:
+            with lock:
+                taken -= len(batch.keys)
+
+    halving, batches = Halving(), [Batch([*range(first, first + 4)], [1.0] * 4, torch.zeros(4)) for first in (0, 4)]
+    with ThreadPoolExecutor(2) as pool:
+        outputs = [*pool.map(lambda batch: halving(run, batch), batches)]
+    assert outputs == [[key * 10 for key in batch.keys] for batch in batches]
+    assert most == [4, 8, 2, 2]
+
+
+def test_a_single_recording_that_fits_alone_is_tried_again_alone():
+    tries = []
+
+    def run(batch):
+        tries.append(batch.keys)
+        if len(tries) == 1:
+            torch.empty(2**60, dtype=torch.uint8)
+        return batch.keys
+
+    assert Halving()(run, Batch([7], [1.0], torch.zeros(1))) == [7]
+    assert tries == [[7], [7]]

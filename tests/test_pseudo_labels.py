@@ -354,7 +354,8 @@ class Greedy(WhisperForConditionalGeneration):
         return self
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_size_remembered(processor, caplog):
+def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_size_remembered(processor, caplog, two_threads):
+    torch.set_num_threads(1)  # one batch after the other
     teacher = talkative()
     expected = PseudoLabeler(teacher, processor, language="en", batch_size=1).label(audio_dataset(GOOD * 3))
     teacher.__class__ = Greedy

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Condition, Lock
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -45,10 +47,14 @@ class Batch(Generic[KeyT]):
 
 
 class Halving:
-    """Runs batches, in halves or less where memory does not suffice; what fitted is remembered."""
+    """Runs batches, in halves or less where memory does not suffice; what fitted is remembered.
+
+    Threads may share one and run batches beside each other. As soon as one did not fit, each has the memory to itself.
+    """
 
     def __init__(self) -> None:
         self._fitting: int | None = None
+        self._beside, self._ended, self._alone = 0, Condition(), Lock()
 
     def __call__(self, run: Callable[[Batch[KeyT]], list[OutputT]], batch: Batch[KeyT]) -> list[OutputT]:
         """Return what ``run`` returns for all pieces of a batch.
@@ -56,22 +62,52 @@ class Halving:
         Raises:
             RuntimeError: If memory does not suffice for one recording; or whatever else ``run`` raises.
         """
-        pieces = deque(batch.split(self._fitting or max(1, len(batch.keys))))
+        if self._fitting is None:
+            with self._count_beside():
+                outputs = self._attempt(run, batch, alone=False)
+            if outputs is not None:
+                return outputs
+        with self._alone:
+            with self._ended:
+                self._ended.wait_for(lambda: not self._beside)
+            return self._in_pieces(run, batch)
+
+    @contextmanager
+    def _count_beside(self) -> Iterator[None]:
+        with self._ended:
+            self._beside += 1
+        try:
+            yield
+        finally:
+            with self._ended:
+                self._beside -= 1
+                self._ended.notify_all()
+
+    def _in_pieces(self, run: Callable[[Batch[KeyT]], list[OutputT]], batch: Batch[KeyT]) -> list[OutputT]:
+        pieces = deque([batch])
         outputs: list[OutputT] = []
         while pieces:
-            piece = pieces.popleft()
-            try:
-                outputs += run(piece)
-                continue
-            except (RuntimeError, MemoryError) as error:
-                if len(piece.keys) == 1 or not _is_out_of_memory(error):
-                    raise
-            # Out here the error is gone, and with it the tensors that its frames held.
-            clear_device_cache(garbage_collection=True)
-            self._fitting = min(len(piece.keys) // 2, self._fitting or len(piece.keys))
-            logger.warning("%d recordings do not fit into memory: going on with %d", len(piece.keys), self._fitting)
-            pieces = deque(part for each in (piece, *pieces) for part in each.split(self._fitting))
+            pieces = deque(part for each in pieces for part in each.split(self._fitting or max(1, len(each.keys))))
+            made = self._attempt(run, pieces[0], alone=True)
+            if made is not None:
+                outputs += made
+                pieces.popleft()
         return outputs
+
+    def _attempt(
+        self, run: Callable[[Batch[KeyT]], list[OutputT]], piece: Batch[KeyT], *, alone: bool
+    ) -> list[OutputT] | None:
+        """Return what ``run`` returns; None if that did not fit, and smaller pieces, or this one alone, may."""
+        try:
+            return run(piece)
+        except (RuntimeError, MemoryError) as error:
+            if (alone and len(piece.keys) == 1) or not _is_out_of_memory(error):
+                raise
+        # Out here the error is gone, and with it the tensors that its frames held.
+        clear_device_cache(garbage_collection=True)
+        self._fitting = max(1, min(len(piece.keys) // 2, self._fitting or len(piece.keys)))
+        logger.warning("%d recordings do not fit into memory: going on with %d", len(piece.keys), self._fitting)
+        return None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
