@@ -86,3 +86,7 @@ def test_a_single_recording_that_fits_alone_is_tried_again_alone():
 
     assert Halving()(run, Batch([7], [1.0], torch.zeros(1))) == [7]
     assert tries == [[7], [7]]
+
+
+def test_a_batch_of_nothing_is_not_run():
+    assert Halving()(lambda batch: pytest.fail("run"), Batch([], [], torch.empty(0))) == []

@@ -57,11 +57,13 @@ class Halving:
         self._beside, self._ended, self._alone = 0, Condition(), Lock()
 
     def __call__(self, run: Callable[[Batch[KeyT]], list[OutputT]], batch: Batch[KeyT]) -> list[OutputT]:
-        """Return what ``run`` returns for all pieces of a batch.
+        """Return what ``run`` returns for all pieces of a batch; nothing is run for a batch of nothing.
 
         Raises:
             RuntimeError: If memory does not suffice for one recording; or whatever else ``run`` raises.
         """
+        if not batch.keys:
+            return []
         if self._fitting is None:
             with self._count_beside():
                 outputs = self._attempt(run, batch, alone=False)
@@ -87,7 +89,7 @@ class Halving:
         pieces = deque([batch])
         outputs: list[OutputT] = []
         while pieces:
-            pieces = deque(part for each in pieces for part in each.split(self._fitting or max(1, len(each.keys))))
+            pieces = deque(part for each in pieces for part in each.split(self._fitting or len(each.keys)))
             made = self._attempt(run, pieces[0], alone=True)
             if made is not None:
                 outputs += made
