@@ -88,6 +88,15 @@ def tiny_whisper(
     return model
 
 
+def shaken_whisper(seed: int = 0) -> WhisperForConditionalGeneration:
+    """A tiny Whisper whose every parameter of the decoder matters, biases too."""
+    model, generator = tiny_whisper(seed=seed, max_target_positions=64), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.model.decoder.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
 @pytest.fixture
 def two_threads():
     before = torch.get_num_threads()

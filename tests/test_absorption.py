@@ -6,24 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import tiny_whisper
+from conftest import shaken_whisper, tiny_whisper
 
 from distilwhisper.absorption import absorbs
 from distilwhisper.stepping import IncrementalDecoder
 
 
-def shaken(seed: int = 0):
-    """A model whose every parameter matters, biases too."""
-    model, generator = tiny_whisper(seed=seed, max_target_positions=64), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.model.decoder.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
 @torch.inference_mode()
 def test_hidden_states_are_those_of_the_decoder_for_rows_of_any_length_taken_back_and_selected():
-    model = shaken()
+    model = shaken_whisper()
     exact = copy.deepcopy(model).double()
     states = torch.randn(4, model.config.max_source_positions, model.config.d_model)
     sequences = torch.randint(50_000, (4, 30)).tolist()

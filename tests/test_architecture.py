@@ -27,8 +27,8 @@ FLOORS = [
     ],
     [
         *"batches beam_search cache collator export.openai_whisper export.runtimes fused_loss".split(),
-        *"label_joining length_groups loading metrics pages pieces planning plots references row_sources".split(),
-        *"run_ids segments stepping student synthesis trainer_displays voice_activity".split(),
+        *"label_joining loading metrics pages pieces planning plots references row_sources".split(),
+        *"run_ids segments stepping student synthesis tied_embedding trainer_displays unpadded voice_activity".split(),
     ],
     [
         *"export.ggml export.onnx filter_reports generation label_rules label_store losses packing".split(),

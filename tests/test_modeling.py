@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_whisper
-from transformers import WhisperConfig
 
-from distilwhisper import length_groups
+from distilwhisper import unpadded
 from distilwhisper.collator import DataCollatorForDistillation
 from distilwhisper.modeling import DistillationStep, Objective, accept_steps, matched_teacher_layers, same_encoder
 from distilwhisper.student import create_student
@@ -41,15 +40,15 @@ def naive_terms(student, teacher, batch, temperature=2.0):
     return kl * temperature**2 / keep.sum(), pl
 
 
-@pytest.fixture(params=[False, True], ids=["together", "in groups of like length"])
-def grouped(request, monkeypatch):
-    """Tiny models are not worth grouping."""
+@pytest.fixture(params=[False, True], ids=["rows together", "row by row"])
+def row_by_row(request, monkeypatch):
+    """Tiny models are not worth the calls."""
     if request.param:
-        monkeypatch.setattr(length_groups, "WORTH_GROUPING", -1)
+        monkeypatch.setattr(unpadded, "WORTH_A_CALL", -1)
     return request.param
 
 
-def test_loss_equals_the_naive_one_of_the_two_whole_models(tiny_teacher, batch, grouped):
+def test_loss_equals_the_naive_one_of_the_two_whole_models(tiny_teacher, batch, row_by_row):
     student = frozen_student(tiny_teacher, decoder_layers=2)
     kl, pl = naive_terms(student, tiny_teacher, batch)
     output = DistillationStep(student, tiny_teacher, Objective())(student, batch)
@@ -58,7 +57,7 @@ def test_loss_equals_the_naive_one_of_the_two_whole_models(tiny_teacher, batch, 
     torch.testing.assert_close(output.loss.double(), 0.8 * kl + pl, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_equal_the_naive_ones(tiny_teacher, batch, grouped):
+def test_gradients_equal_the_naive_ones(tiny_teacher, batch, row_by_row):
     student = frozen_student(tiny_teacher, decoder_layers=2)
     double = copy.deepcopy(student).double()
     kl, pl = naive_terms(double, tiny_teacher, batch)  # deepcopy of a double model: gradients flow to the copy only
@@ -81,39 +80,6 @@ def test_gradients_equal_the_naive_ones(tiny_teacher, batch, grouped):
             torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-6, msg=name)
         else:
             assert ours.grad is None
-
-
-@pytest.mark.parametrize(
-    ("lengths", "expected"),
-    [
-        ([5, 40, 6, 41], [([0], 5), ([2], 6), ([1], 40), ([3], 41)]),
-        ([9, 100, 8, 90, 7, 80, 1], [([6, 4], 7), ([2, 0], 9), ([5, 3], 90), ([1], 100)]),
-        ([0, 0, 50], [([0], 1), ([1], 1), ([2], 50)]),
-        ([50, 50, 50, 50], []),
-        ([50], []),
-    ],
-)
-def test_rows_of_like_length_are_decoded_together_where_that_spares_enough(lengths, expected):
-    config = WhisperConfig(d_model=1024, decoder_layers=2, decoder_ffn_dim=4096)
-    labels = torch.full((len(lengths), max(lengths)), -100)
-    for row, length in zip(labels, lengths, strict=True):
-        row[length // 2 : length] = 1  # behind a prompt
-    found = [(rows.tolist(), length) for rows, length in length_groups.length_groups(config, labels)]
-    assert found == expected
-
-
-def test_layers_that_are_sharded_are_called_once(tiny_teacher, batch, monkeypatch):
-    """Else a process whose labels group otherwise would wait for the others for ever."""
-    monkeypatch.setattr(length_groups, "WORTH_GROUPING", -1)
-    calls = []
-    decoder = tiny_teacher.model.decoder
-    decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
-    inputs = (torch.randn(len(batch["labels"]), 250, 16), batch["decoder_input_ids"], batch["labels"])
-    length_groups.last_hidden_states(tiny_teacher, *inputs)
-    grouped = len(calls)
-    decoder.layers[1].__class__ = type("FSDPWhisperDecoderLayer", (type(decoder.layers[1]),), {})
-    length_groups.last_hidden_states(tiny_teacher, *inputs)
-    assert (grouped, len(calls) - grouped) == (min(4, len(batch["labels"])), 1)
 
 
 @pytest.mark.parametrize("shared", [True, False])

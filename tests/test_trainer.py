@@ -182,10 +182,11 @@ class Stop(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("workers", "stop", "strategy"), [(0, 2, "random"), (0, 5, "group_by_length"), (2, 5, "random")]
+    ("workers", "stop", "strategy", "dropout"),
+    [(0, 2, "random", 0.1), (0, 5, "group_by_length", 0.0), (2, 5, "random", 0.1)],
 )
 def test_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
-    tiny_teacher, data, processor, tmp_path, workers, stop, strategy
+    tiny_teacher, data, processor, tmp_path, workers, stop, strategy, dropout
 ):
     """Guards U5: two epochs and more of four steps, draws of timestamps and prompts, dropout."""
     settings = {
@@ -196,13 +197,12 @@ def test_resumed_run_ends_with_the_very_weights_of_an_undisturbed_one(
     final = {}
     for name, callbacks in (("whole", None), ("broken", [Stop(stop)])):
         trainer = trainer_for(tiny_teacher, data, processor, tmp_path / name, callbacks=callbacks, **settings)
-        trainer.model.config.dropout = 0.1
-        trainer.model.model.decoder.dropout = 0.1
+        trainer.model.model.decoder.dropout = dropout
         trainer.train()
         final[name] = trainer
     assert final["broken"].state.global_step == stop
     resumed = trainer_for(tiny_teacher, data, processor, tmp_path / "broken", **settings)
-    resumed.model.model.decoder.dropout = 0.1
+    resumed.model.model.decoder.dropout = dropout
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 10
     assert_same_weights(weights(final["whole"].model), weights(resumed.model), rtol=0, atol=0)

@@ -22,6 +22,8 @@ from transformers.models.whisper.modeling_whisper import (
     WhisperPositionalEmbedding,
 )
 
+from distilwhisper.onednn import linear
+
 _PLAIN = {
     *(WhisperAttention, WhisperDecoder, WhisperDecoderLayer, WhisperPositionalEmbedding),
     *(nn.Embedding, nn.LayerNorm, nn.Linear, nn.ModuleList),
@@ -31,18 +33,29 @@ _PLAIN = {
 def absorbs(model: WhisperForConditionalGeneration, tokens: int) -> bool:
     """Return whether `absorbed_step` can and should take the place of the model's decoder.
 
-    It should on a CPU in float32, where memory bounds a step; 16 bits would round the scores. It can where the decoder
-    is Transformers' own, nothing in it replaced (adapters, quantisation), hooked or compiled.
+    Args:
+        model: A Whisper.
+        tokens: Longest prefix.
+    """
+    return pays(model, tokens) and is_plain(model.model.decoder)
+
+
+def pays(model: WhisperForConditionalGeneration, tokens: int) -> bool:
+    """Return whether a plain decoder should absorb: on a CPU in float32, as 16 bits would round the scores.
 
     Args:
         model: A Whisper.
-        tokens: Longest prefix. One longer than a head has dimensions costs more to absorb than it saves.
+        tokens: Of a row, at a time. More than a head has dimensions cost more to absorb than it saves.
     """
-    decoder, config = model.model.decoder, model.config
+    config = model.config
     if model.device.type != "cpu" or model.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
-    if config._attn_implementation != "sdpa" or tokens > config.d_model // config.decoder_attention_heads:
-        return False
+    kernel: str = config._attn_implementation
+    return "sdpa" in kernel and tokens <= config.d_model // config.decoder_attention_heads
+
+
+def is_plain(decoder: nn.Module) -> bool:
+    """Return whether a decoder is Transformers' own: nothing replaced (adapters, shards, ...), hooked or compiled."""
     return all(map(_is_plain, decoder.modules()))
 
 
@@ -75,7 +88,10 @@ def absorbed_step(
     for layer, memory in zip(decoder.layers, memories, strict=True):
         hidden = hidden + _self_attention(layer.self_attn, layer.self_attn_layer_norm(hidden), mask, memory)
         normed = layer.encoder_attn_layer_norm(hidden)
-        hidden = hidden + _cross_attention(layer.encoder_attn, normed, encoder_hidden_states)
+        attention = layer.encoder_attn
+        hidden = hidden + attention.out_proj(
+            absorbed_attention(attention, attention.q_proj(normed), encoder_hidden_states)
+        )
         hidden = hidden + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
     return decoder.layer_norm(hidden)  # type: ignore[no-any-return]
 
@@ -91,14 +107,27 @@ def _self_attention(attention: WhisperAttention, hidden: Tensor, mask: Tensor | 
     return attention.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-def _cross_attention(attention: WhisperAttention, hidden: Tensor, states: Tensor) -> Tensor:
-    rows, tokens, width = hidden.shape
+def absorbed_attention(attention: WhisperAttention, queries: Tensor, states: Tensor) -> Tensor:
+    """Return what the heads of a cross-attention return, side by side: ``[rows, tokens, d_model]``.
+
+    Args:
+        attention: A layer's.
+        queries: Projected, ``[rows, tokens, d_model]``.
+        states: The encoder's output, ``[rows, positions, d_model]``.
+    """
+    rows, tokens, width = queries.shape
     count, size = attention.num_heads, attention.head_dim
     keys, values = attention.k_proj.weight.view(count, size, width), attention.v_proj.weight.view(count, size, width)
-    queries = (attention.q_proj(hidden) * attention.scaling).view(rows * tokens, count, size).transpose(0, 1)
+    queries = (queries * attention.scaling).view(rows * tokens, count, size).transpose(0, 1)
     queries = torch.bmm(queries, keys).transpose(0, 1).reshape(rows, tokens * count, width)
-    weights = torch.bmm(queries, states.transpose(1, 2)).softmax(-1)
-    mixed = torch.bmm(weights, states).view(rows * tokens, count, width).transpose(0, 1)
+    weights = _products(queries, states).softmax(-1)
+    mixed = _products(weights, states.transpose(1, 2)).view(rows * tokens, count, width).transpose(0, 1)
     # A head's weights add up to 1, so the bias of its values is added once.
     heads = torch.bmm(mixed, values.transpose(1, 2)).transpose(0, 1).reshape(rows, tokens, width)
-    return attention.out_proj(heads + attention.v_proj.bias)  # type: ignore[no-any-return]
+    return heads + attention.v_proj.bias  # type: ignore[no-any-return]
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    if len(left) == 1:
+        return linear(left[0], right[0])[None]
+    return torch.bmm(left, right.transpose(1, 2))

@@ -61,19 +61,28 @@ class ChunkSettings(NamedTuple):
     needs_gradient: bool
 
     @property
+    def gradient_unit(self) -> float:
+        """What the gradients of a chunk are divided by: the divergence's weight, so that it costs no pass."""
+        return self.kl_weight * self.temperature or 1.0
+
+    @property
+    def pl_share(self) -> float:
+        """Weight of the cross-entropy in those gradients."""
+        return self.pl_weight / self.gradient_unit
+
+    @property
     def scratch_buffers(self) -> int:
         """Number of ``[rows, V]`` buffers that a chunk with a teacher needs beside the logits."""
         return 1 if self.divergence == "forward_kl" else 2
 
 
 def reduce_chunk(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings) -> tuple[Tensor, Tensor]:
-    """Reduce one chunk of logits to its two sums and leave the gradient in the first buffer.
+    """Reduce one chunk of logits to its two sums and leave the gradient, over ``gradient_unit``, in the first buffer.
 
-    Memory traffic decides the speed here, so every pass works in place and the sums of the softmaxes are divided by
-    last.
+    Memory traffic decides the speed here, so every pass works in place and there are as few as may be.
 
     Args:
-        buffers: Student logits; with a teacher, also the teacher's logits divided by the temperature, and scratch. Each
+        buffers: The student's logits divided by the temperature; with a teacher, also the teacher's, and scratch. Each
             ``[rows, V]``, all overwritten.
         labels: ``[rows]``.
         settings: Weights, temperature, divergence.
@@ -90,35 +99,37 @@ def reduce_chunk(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings)
     gradient, divergence = _mixture_divergence(buffers, settings)
     cross_entropy = _cross_entropy(student, labels, settings)
     if settings.needs_gradient:
-        student.add_(gradient, alpha=settings.kl_weight * settings.temperature)
+        student.add_(gradient)
     return divergence.sum() * settings.temperature**2, cross_entropy
 
 
 def _cross_entropy(student: Tensor, labels: Tensor, settings: ChunkSettings) -> Tensor:
     index = labels.unsqueeze(1)
+    if settings.temperature != 1:
+        student.mul_(settings.temperature)
     target = student.gather(1, index)
     total = student.exp_().sum(-1, keepdim=True)
     if settings.needs_gradient:
-        student.mul_(settings.pl_weight / total)
-        student.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
+        student.mul_(settings.pl_share / total)
+        student.scatter_add_(1, index, torch.full_like(target, -settings.pl_share))
     return (total.log() - target).sum()
 
 
 def _forward_kl(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings) -> tuple[Tensor, Tensor]:
-    # softmax reads its row once where amax, exp and sum would read it four times: each lse comes from its largest term.
+    # softmax reads its row once where amax, exp and sum would read it four times; each lse comes from it.
     (student, teacher, p), temperature = buffers, settings.temperature
     index = labels.unsqueeze(1)
-    target = student.gather(1, index)
+    target = student.gather(1, index) * temperature
     torch.softmax(teacher, -1, out=p)
-    teacher_lse = _logsumexp(teacher, p)
-    divergence = teacher.sub_(student, alpha=1 / temperature).mul_(p).sum(-1, keepdim=True)
-    q = torch.softmax(student.mul_(1 / temperature), -1, out=teacher)
-    soft_lse = _logsumexp(student, q)
+    teacher_lse = _logsumexp(teacher, p, index)
+    divergence = teacher.sub_(student).mul_(p).sum(-1, keepdim=True)
+    q = torch.softmax(student, -1, out=teacher)
+    soft_lse = _logsumexp(student, q, index)
+    difference = torch.sub(q, p, out=p)
     hard, hard_sum, hard_lse = _hard_numerators(student, q, soft_lse, temperature)
     if settings.needs_gradient:
-        scale = settings.kl_weight * temperature
-        hard.mul_(settings.pl_weight / hard_sum).add_(q, alpha=scale).sub_(p, alpha=scale)
-        hard.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
+        torch.addcmul(difference, hard, settings.pl_share / hard_sum, out=student)
+        student.scatter_add_(1, index, torch.full_like(target, -settings.pl_share))
     return (divergence - teacher_lse + soft_lse).sum() * temperature**2, (hard_lse - target).sum()
 
 
@@ -135,7 +146,7 @@ def reduce_top_k_chunk(
     It is at most the whole KL (log-sum inequality), and equal where both spread alike over the bucket.
 
     Args:
-        buffers: Student logits and scratch, each ``[rows, V]``, overwritten.
+        buffers: The student's logits divided by the temperature, and scratch; each ``[rows, V]``, overwritten.
         labels: ``[rows]``.
         teacher: Its distributions for these rows.
         settings: Weights and temperature.
@@ -145,9 +156,9 @@ def reduce_top_k_chunk(
     """
     (student, q), (ids, log_p, temperature) = buffers, teacher
     index = labels.unsqueeze(1)
-    target = student.gather(1, index)
-    torch.softmax(student.mul_(1 / temperature), -1, out=q)
-    soft_lse = _logsumexp(student, q)
+    target = student.gather(1, index) * temperature
+    torch.softmax(student, -1, out=q)
+    soft_lse = _logsumexp(student, q, index)
     log_q = student.gather(1, ids) - soft_lse
     q_top = log_q.exp()
     q.scatter_(1, ids, 0)
@@ -157,10 +168,10 @@ def reduce_top_k_chunk(
     q.scatter_(1, ids, q_top)
     hard, hard_sum, hard_lse = _hard_numerators(student, q, soft_lse, temperature)
     if settings.needs_gradient:
-        scale, share = settings.kl_weight * temperature, settings.pl_weight / hard_sum
-        top = hard.gather(1, ids) * share + scale * (q_top - p)
-        hard.mul_(share).addcmul_(q, scale * (1 - residual / rest)).scatter_(1, ids, top)
-        hard.scatter_add_(1, index, torch.full_like(target, -settings.pl_weight))
+        share = settings.pl_share / hard_sum
+        top = hard.gather(1, ids) * share + q_top - p
+        hard.mul_(share).addcmul_(q, 1 - residual / rest).scatter_(1, ids, top)
+        hard.scatter_add_(1, index, torch.full_like(target, -settings.pl_share))
     return divergence.sum() * temperature**2, (hard_lse - target).sum()
 
 
@@ -176,8 +187,12 @@ def _hard_numerators(student: Tensor, q: Tensor, soft_lse: Tensor, temperature: 
     return student, total, temperature * soft_lse + peak + total.log()
 
 
-def _logsumexp(logits: Tensor, probabilities: Tensor) -> Tensor:
-    return logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
+def _logsumexp(logits: Tensor, probabilities: Tensor, index: Tensor) -> Tensor:
+    """Return that of each row from its logit and probability at an index, or, if that is next to nothing, the most."""
+    known = probabilities.gather(1, index)
+    if known.is_cuda or known.amin() < 1e-30:  # a GPU would be waited for
+        return logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
+    return logits.gather(1, index) - known.log()
 
 
 def _mixture_divergence(buffers: list[Tensor], settings: ChunkSettings) -> tuple[Tensor, Tensor]:
@@ -185,7 +200,7 @@ def _mixture_divergence(buffers: list[Tensor], settings: ChunkSettings) -> tuple
     student, log_p, log_q, other = buffers
     weight = settings.mixture
     log_p.sub_(log_p.logsumexp(-1, keepdim=True))
-    torch.mul(student, 1 / settings.temperature, out=log_q)
+    log_q.copy_(student)
     log_q.sub_(log_q.logsumexp(-1, keepdim=True))
     if settings.divergence == "reverse_kl":
         slope = torch.sub(log_q, log_p, out=other)

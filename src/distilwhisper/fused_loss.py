@@ -72,9 +72,13 @@ class _Gradients:
         else:
             _product(low.t(), hidden, out=self.head)
 
-    def scaled(self, scale: Tensor) -> list[Tensor | None]:
-        made = zip((self.hidden, self.head), self.dtypes, strict=True)
-        return [None if gradient is None else gradient.mul_(scale).to(dtype) for gradient, dtype in made]
+    def scaled(self, *scales: Tensor) -> list[Tensor | None]:
+        """Return the gradients times what each is to be multiplied by; a CPU skips a factor of 1."""
+        made = zip((self.hidden, self.head), scales, self.dtypes, strict=True)
+        return [
+            None if gradient is None else (gradient if scale.is_cpu and scale == 1 else gradient.mul_(scale)).to(dtype)
+            for gradient, scale, dtype in made
+        ]
 
 
 class FusedDistillation(torch.autograd.Function):
@@ -97,9 +101,13 @@ class FusedDistillation(torch.autograd.Function):
         if isinstance(teacher, TopKTeacher):
             teacher = teacher._replace(log_probabilities=teacher.log_probabilities.to(accumulate))
         elif teacher is not None:
-            teacher = (teacher[0] / settings.temperature).to(compute), teacher[1].to(compute)
-        kl, pl = _sum_chunks(student, teacher, labels, gradients, _gradient_dtype(hidden), settings)
-        ctx.gradients, ctx.divisor = gradients, divisor
+            teacher = teacher[0].to(compute), teacher[1].to(compute)
+        scale = settings.gradient_unit / divisor
+        # A CPU scales the gradient of the head by way of what it is made of, far fewer numbers; 16 bits have no room.
+        early = scale if hidden.is_cpu else torch.ones_like(scale)
+        operands = [(student[0] * early).to(_gradient_dtype(hidden)), head.to(_gradient_dtype(hidden))]
+        kl, pl = _sum_chunks(student, teacher, labels, gradients, operands, settings)
+        ctx.gradients, ctx.scales = gradients, (scale, scale / early)
         kl, pl = kl / divisor, pl / divisor
         ctx.mark_non_differentiable(kl, pl)
         return settings.kl_weight * kl + settings.pl_weight * pl, kl, pl
@@ -114,8 +122,7 @@ class FusedDistillation(torch.autograd.Function):
                 "so retain_graph=True is not supported: call distillation_loss again"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        scale = (grad_total / ctx.divisor).to(ctx.divisor.dtype)
-        return (*gradients.scaled(scale), None, None, None, None)
+        return (*gradients.scaled(*(grad_total * scale for scale in ctx.scales)), None, None, None, None)
 
 
 def _sum_chunks(
@@ -123,10 +130,10 @@ def _sum_chunks(
     teacher: Teacher | None,
     labels: Tensor,
     gradients: _Gradients | None,
-    gradient_dtype: torch.dtype,
+    operands: list[Tensor],
     settings: ChunkSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sums of both terms over all rows; models are pairs of hidden states and head."""
+    """Return the sums of both terms over all rows; models, and operands of gradients, are hidden states and head."""
     hidden, head = student
     dtype = accumulation_dtype(hidden)
     sums = head.new_zeros(2, dtype=dtype)
@@ -135,8 +142,8 @@ def _sum_chunks(
     size = max(1, math.ceil(len(labels) / count))
     block = size if head.is_cuda else min(size, _REDUCED_ROWS)
     models = [student] if teacher is None or isinstance(teacher, TopKTeacher) else [student, teacher]
+    models = [(states / settings.temperature, weight) for states, weight in models]
     scratch = [head.new_empty(block, len(head), dtype=dtype) for _ in range(settings.scratch_buffers if teacher else 0)]
-    operands = [operand.to(gradient_dtype) for operand in student] if gradients is not None else []
     for start in range(0, len(labels), size):
         chunk = [_product(states[start : start + size], weight.t()) for states, weight in models]
         for first in range(0, len(chunk[0]), block):

@@ -17,8 +17,9 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from distilwhisper.attention import without_masks
 from distilwhisper.divergences import TopKTeacher
-from distilwhisper.length_groups import last_hidden_states
 from distilwhisper.losses import distillation_loss, hidden_state_loss
+from distilwhisper.tied_embedding import embeddings_and_head
+from distilwhisper.unpadded import last_hidden_states
 
 logger = logging.getLogger(__name__)
 
@@ -167,14 +168,14 @@ class DistillationStep:
         encoder_states = self._encoder_states(student, batch)
         with (
             without_masks(student, self.teacher),
-            _sparse_embedding_gradient(student),
             _layer_outputs(student.model.decoder, range(len(self.matched_layers))) as student_layers,
         ):
-            hidden = self._decode(student, encoder_states, batch)
+            embeddings, head = embeddings_and_head(student, batch["decoder_input_ids"])
+            hidden = self._decode(student, encoder_states, embeddings, batch)
             teacher_hidden, teacher_layers = self._teacher_states(batch, encoder_states)
         loss, kl, pl = distillation_loss(
             hidden,
-            student.proj_out.weight,
+            head,
             teacher_hidden,
             None if self.teacher is None else self.teacher.proj_out.weight,
             labels := batch["labels"],
@@ -206,9 +207,9 @@ class DistillationStep:
             states: Tensor = encoder(input_features.to(encoder.conv1.weight.dtype)).last_hidden_state
         return states
 
-    def _decode(self, model: Any, encoder_states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def _decode(self, model: Any, encoder_states: Tensor, embeddings: Tensor, batch: dict[str, Tensor]) -> Tensor:
         labels = None if self.matched_layers else batch["labels"]  # whose outputs are compared row by row
-        return last_hidden_states(model, encoder_states, batch["decoder_input_ids"], labels)
+        return last_hidden_states(model, encoder_states, embeddings, labels)
 
     @torch.no_grad()
     def _teacher_states(
@@ -228,7 +229,8 @@ class DistillationStep:
             features = batch["input_features"].to(teacher.model.encoder.conv1.weight.dtype)
             encoder_states = teacher.model.encoder(features).last_hidden_state
         with _layer_outputs(teacher.model.decoder, self.matched_layers) as layers:
-            hidden = self._decode(teacher, encoder_states.to(teacher.proj_out.weight.dtype), batch)
+            embeddings = teacher.model.decoder.embed_tokens(batch["decoder_input_ids"])
+            hidden = self._decode(teacher, encoder_states.to(teacher.proj_out.weight.dtype), embeddings, batch)
         return hidden, layers
 
 
@@ -301,22 +303,6 @@ def whole_weights(model: Any) -> Iterator[None]:
         for shard in shards:
             shard.set_reshard_after_forward(shard is not model, recurse=False)
             shard.reshard()
-
-
-@contextmanager
-def _sparse_embedding_gradient(student: Any) -> Iterator[None]:
-    """Have the embedding's gradient added to that of the head which it is tied to, row by row, on CPUs.
-
-    A dense one is a matrix of zeros of the vocabulary's size for the few tokens of a batch.
-    """
-    embedding = student.model.decoder.embed_tokens
-    tied = embedding.weight is student.proj_out.weight and embedding.weight.requires_grad
-    # On GPUs adding sparse rows is not deterministic; compiled models have dense gradients only.
-    embedding.sparse = tied and embedding.weight.device.type == "cpu" and not torch.compiler.is_compiling()
-    try:
-        yield
-    finally:
-        embedding.sparse = False
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -56,8 +57,17 @@ class MapSamples(Dataset[Sample]):
         return len(self.rows)
 
     def __getitem__(self, position: int) -> Sample:
-        index = int(self.rows[position])
-        return Sample(self.dataset[index], index, self.epoch.get(), self.evaluation)
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
+        """Return the samples of a batch: a ``datasets.Dataset`` reads rows together several times as fast."""
+        indices, epoch = [int(self.rows[position]) for position in positions], self.epoch.get()
+        if isinstance(self.dataset, datasets.Dataset):
+            columns = self.dataset[indices]
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        else:
+            rows = [self.dataset[index] for index in indices]
+        return [Sample(row, index, epoch, self.evaluation) for row, index in zip(rows, indices, strict=True)]
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the samples carry."""
