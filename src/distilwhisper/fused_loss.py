@@ -50,21 +50,32 @@ def _gradient_dtype(like: Tensor) -> torch.dtype:
 
 
 class _Gradients:
-    """Gradients of one call, accumulated over its chunks; empty (None) where nothing needs them."""
+    """Gradients of one call, accumulated over its chunks; empty (None) where nothing needs them.
 
-    def __init__(self, hidden: Tensor, head: Tensor, needed: tuple[bool, bool]) -> None:
+    Args:
+        hidden: ``[N, d]``.
+        head: ``[V, d]``.
+        needed: Whether that of the one and of the other is wanted.
+        scale: What those of the chunks are multiplied by.
+    """
+
+    def __init__(self, hidden: Tensor, head: Tensor, needed: tuple[bool, bool], scale: Tensor) -> None:
         dtype, self.dtypes = accumulation_dtype(hidden), (hidden.dtype, head.dtype)
         self.hidden = torch.empty(hidden.shape, dtype=dtype, device=hidden.device) if needed[0] else None
         # The first chunk writes it; without rows there is none.
         make = torch.empty if len(hidden) else torch.zeros
         self.head = make(head.shape, dtype=dtype, device=head.device) if needed[1] else None
+        # A CPU scales the head's by way of the hidden states that it is made of, which have no room for it in 16 bits.
+        self.early = scale if hidden.is_cpu else torch.ones_like(scale)
+        self.late = scale, scale / self.early
 
     def add(self, start: int, logits_gradient: Tensor, hidden: Tensor, head: Tensor) -> None:
-        low = logits_gradient.to(hidden.dtype)
+        low = logits_gradient.to(head.dtype)
         if self.hidden is not None:
             _product(low, head, out=self.hidden[start : start + len(hidden)])
         if self.head is None:
             return
+        hidden = (hidden * self.early).to(low.dtype)
         if low.dtype == self.head.dtype:
             self.head.addmm_(low.t(), hidden, beta=min(start, 1))
         elif start:
@@ -72,13 +83,15 @@ class _Gradients:
         else:
             _product(low.t(), hidden, out=self.head)
 
-    def scaled(self, *scales: Tensor) -> list[Tensor | None]:
-        """Return the gradients times what each is to be multiplied by; a CPU skips a factor of 1."""
-        made = zip((self.hidden, self.head), scales, self.dtypes, strict=True)
+    def scaled(self, factor: Tensor) -> list[Tensor | None]:
+        made = zip((self.hidden, self.head), self.late, self.dtypes, strict=True)
         return [
-            None if gradient is None else (gradient if scale.is_cpu and scale == 1 else gradient.mul_(scale)).to(dtype)
-            for gradient, scale, dtype in made
+            None if gradient is None else _times(gradient, factor * late).to(dtype) for gradient, late, dtype in made
         ]
+
+
+def _times(gradient: Tensor, factor: Tensor) -> Tensor:
+    return gradient if factor.is_cpu and factor == 1 else gradient.mul_(factor)  # a GPU would be waited for
 
 
 class FusedDistillation(torch.autograd.Function):
@@ -96,18 +109,15 @@ class FusedDistillation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the total and its two terms, and make the gradients."""
         accumulate, compute = accumulation_dtype(hidden), _compute_dtype(hidden)
-        gradients = _Gradients(hidden, head, ctx.needs_input_grad[:2]) if settings.needs_gradient else None
+        scale = settings.gradient_unit / divisor
+        gradients = _Gradients(hidden, head, ctx.needs_input_grad[:2], scale) if settings.needs_gradient else None
         student = hidden.to(compute), head.to(compute)
         if isinstance(teacher, TopKTeacher):
             teacher = teacher._replace(log_probabilities=teacher.log_probabilities.to(accumulate))
         elif teacher is not None:
             teacher = teacher[0].to(compute), teacher[1].to(compute)
-        scale = settings.gradient_unit / divisor
-        # A CPU scales the gradient of the head by way of what it is made of, far fewer numbers; 16 bits have no room.
-        early = scale if hidden.is_cpu else torch.ones_like(scale)
-        operands = [(student[0] * early).to(_gradient_dtype(hidden)), head.to(_gradient_dtype(hidden))]
-        kl, pl = _sum_chunks(student, teacher, labels, gradients, operands, settings)
-        ctx.gradients, ctx.scales = gradients, (scale, scale / early)
+        kl, pl = _sum_chunks(student, teacher, labels, gradients, _gradient_dtype(hidden), settings)
+        ctx.gradients = gradients
         kl, pl = kl / divisor, pl / divisor
         ctx.mark_non_differentiable(kl, pl)
         return settings.kl_weight * kl + settings.pl_weight * pl, kl, pl
@@ -122,7 +132,7 @@ class FusedDistillation(torch.autograd.Function):
                 "so retain_graph=True is not supported: call distillation_loss again"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        return (*gradients.scaled(*(grad_total * scale for scale in ctx.scales)), None, None, None, None)
+        return (*gradients.scaled(grad_total), None, None, None, None)
 
 
 def _sum_chunks(
@@ -130,10 +140,10 @@ def _sum_chunks(
     teacher: Teacher | None,
     labels: Tensor,
     gradients: _Gradients | None,
-    operands: list[Tensor],
+    gradient_dtype: torch.dtype,
     settings: ChunkSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sums of both terms over all rows; models, and operands of gradients, are hidden states and head."""
+    """Return the sums of both terms over all rows; models are pairs of hidden states and head."""
     hidden, head = student
     dtype = accumulation_dtype(hidden)
     sums = head.new_zeros(2, dtype=dtype)
@@ -142,10 +152,10 @@ def _sum_chunks(
     size = max(1, math.ceil(len(labels) / count))
     block = size if head.is_cuda else min(size, _REDUCED_ROWS)
     models = [student] if teacher is None or isinstance(teacher, TopKTeacher) else [student, teacher]
-    models = [(states / settings.temperature, weight) for states, weight in models]
     scratch = [head.new_empty(block, len(head), dtype=dtype) for _ in range(settings.scratch_buffers if teacher else 0)]
+    low_head = head if gradients is None else head.to(gradient_dtype)
     for start in range(0, len(labels), size):
-        chunk = [_product(states[start : start + size], weight.t()) for states, weight in models]
+        chunk = [_product(states[start : start + size] / settings.temperature, weight.t()) for states, weight in models]
         for first in range(0, len(chunk[0]), block):
             parts = [buffer[first : first + block] for buffer in chunk]
             parts += [buffer[: len(parts[0])] for buffer in scratch]
@@ -156,7 +166,7 @@ def _sum_chunks(
                 terms = reduce_chunk(parts, labels[rows], settings)
             sums += torch.stack(terms)
         if gradients is not None:
-            gradients.add(start, chunk[0], operands[0][start : start + size], operands[1])
+            gradients.add(start, chunk[0], hidden[start : start + size], low_head)
         del chunk, parts  # or they would live beside the next chunk's
     return sums.unbind()  # type: ignore[return-value]
 
