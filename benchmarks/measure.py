@@ -29,11 +29,17 @@ def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def measure(run: Callable[[], object], repeats: int) -> dict:
-    """Return the median time of a call after a first one, and the peak memory beyond what was held before."""
+def measure(run: Callable[[], object], repeats: int, least_s: float = 0.0) -> dict:
+    """Return the median time of a call after a first one, and the peak memory beyond what was held before.
+
+    Args:
+        run: What is measured.
+        repeats: Calls after the first one, at least.
+        least_s: More calls are made until they have taken so many seconds: short ones meet slow moments of the machine.
+    """
     before, times = own_mb(), []
     files = own_mb("RssFile")
-    for _ in range(repeats + 1):
+    while len(times) <= repeats or sum(times[1:]) < least_s:
         start = clock()
         run()
         times.append(clock() - start)

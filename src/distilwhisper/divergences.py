@@ -62,8 +62,13 @@ class ChunkSettings(NamedTuple):
 
     @property
     def gradient_unit(self) -> float:
-        """What the gradients of a chunk are divided by: the divergence's weight, so that it costs no pass."""
-        return self.kl_weight * self.temperature or 1.0
+        """What the gradients of a chunk are divided by: the larger weight, which then costs no pass."""
+        return max(self.kl_weight * self.temperature, self.pl_weight) or 1.0
+
+    @property
+    def kl_share(self) -> float:
+        """Weight of the divergence in those gradients."""
+        return self.kl_weight * self.temperature / self.gradient_unit
 
     @property
     def pl_share(self) -> float:
@@ -99,7 +104,7 @@ def reduce_chunk(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings)
     gradient, divergence = _mixture_divergence(buffers, settings)
     cross_entropy = _cross_entropy(student, labels, settings)
     if settings.needs_gradient:
-        student.add_(gradient)
+        student.add_(gradient, alpha=settings.kl_share)
     return divergence.sum() * settings.temperature**2, cross_entropy
 
 
@@ -128,6 +133,8 @@ def _forward_kl(buffers: list[Tensor], labels: Tensor, settings: ChunkSettings) 
     difference = torch.sub(q, p, out=p)
     hard, hard_sum, hard_lse = _hard_numerators(student, q, soft_lse, temperature)
     if settings.needs_gradient:
+        if settings.kl_share != 1:
+            difference.mul_(settings.kl_share)
         torch.addcmul(difference, hard, settings.pl_share / hard_sum, out=student)
         student.scatter_add_(1, index, torch.full_like(target, -settings.pl_share))
     return (divergence - teacher_lse + soft_lse).sum() * temperature**2, (hard_lse - target).sum()
@@ -169,8 +176,8 @@ def reduce_top_k_chunk(
     hard, hard_sum, hard_lse = _hard_numerators(student, q, soft_lse, temperature)
     if settings.needs_gradient:
         share = settings.pl_share / hard_sum
-        top = hard.gather(1, ids) * share + q_top - p
-        hard.mul_(share).addcmul_(q, 1 - residual / rest).scatter_(1, ids, top)
+        top = hard.gather(1, ids) * share + settings.kl_share * (q_top - p)
+        hard.mul_(share).addcmul_(q, settings.kl_share * (1 - residual / rest)).scatter_(1, ids, top)
         hard.scatter_add_(1, index, torch.full_like(target, -settings.pl_share))
     return divergence.sum() * temperature**2, (hard_lse - target).sum()
 
