@@ -54,7 +54,7 @@ def _runs_unpadded(model: Any) -> bool:
     if model.device.type != "cpu" or "sdpa" not in model.config._attn_implementation or torch.compiler.is_compiling():
         return False
     rates = ("dropout", "activation_dropout", "layerdrop")
-    random = any(getattr(module, rate, 0) for module in decoder.modules() for rate in rates)
+    random = any(vars(module).get(rate, 0) for module in decoder.modules() for rate in rates)
     if decoder.training and (random or decoder.gradient_checkpointing):
         return False
     return is_plain(decoder)
