@@ -201,10 +201,13 @@ def test_top_k_teacher_is_refused_where_it_would_be_wrong(changes, message):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.0])
-def test_extreme_logits_give_finite_gradients(temperature):
+def test_extreme_logits_give_finite_gradients_and_the_naive_loss(temperature):
+    """Of labels, too, whose probability is 0 in float32."""
     hidden, head, *teacher, labels = problem(dtype=torch.float32)
     loss = distillation_loss(300 * hidden, head, *(300 * t for t in teacher), labels, temperature=temperature)
-    assert torch.isfinite(loss.total)
+    double = (tensor.detach().double() for tensor in (300 * hidden, head, *(300 * t for t in teacher)))
+    kl, pl = naive_loss(*double, labels, temperature)
+    torch.testing.assert_close((loss.kl, loss.pl), (kl.float(), pl.float()), rtol=1e-4, atol=0)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(loss.total, hidden, head))
 
 

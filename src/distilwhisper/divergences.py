@@ -197,7 +197,7 @@ def _hard_numerators(student: Tensor, q: Tensor, soft_lse: Tensor, temperature: 
 def _logsumexp(logits: Tensor, probabilities: Tensor, index: Tensor) -> Tensor:
     """Return that of each row from its logit and probability at an index, or, if that is next to nothing, the most."""
     known = probabilities.gather(1, index)
-    if known.is_cuda or known.amin() < 1e-30:  # a GPU would be waited for
+    if not known.is_cpu or known.amin() < 1e-30:  # a GPU would be waited for
         return logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
     return logits.gather(1, index) - known.log()
 

@@ -66,8 +66,9 @@ class _Gradients:
         make = torch.empty if len(hidden) else torch.zeros
         self.head = make(head.shape, dtype=dtype, device=head.device) if needed[1] else None
         # A CPU scales the head's by way of the hidden states that it is made of, which have no room for it in 16 bits.
-        self.early = scale if hidden.is_cpu else torch.ones_like(scale)
-        self.late = scale, scale / self.early
+        one = torch.ones_like(scale)
+        self.early, late = (scale, one) if hidden.is_cpu else (one, scale)
+        self.late = scale, late
 
     def add(self, start: int, logits_gradient: Tensor, hidden: Tensor, head: Tensor) -> None:
         low = logits_gradient.to(head.dtype)
