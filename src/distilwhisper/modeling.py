@@ -175,7 +175,7 @@ class DistillationStep:
             teacher_hidden, teacher_layers = self._teacher_states(batch, encoder_states)
         loss, kl, pl = distillation_loss(
             hidden,
-            head,
+            student.proj_out.weight if head is None else head,
             teacher_hidden,
             None if self.teacher is None else self.teacher.proj_out.weight,
             labels := batch["labels"],

@@ -14,18 +14,20 @@ from torch.autograd.function import once_differentiable
 from distilwhisper.absorption import is_plain
 
 
-def embeddings_and_head(student: Any, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+def embeddings_and_head(student: Any, input_ids: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the embeddings of tokens ``[rows, tokens, d_model]``, and the output head ``[V, d_model]``.
 
+    The head must be used then, and for the loss alone, as the embedding's gradient is added to its own in place. It is
+    None where the embedding is not the head or may not stay whole (FSDP): the loss takes ``proj_out`` itself.
+
     Args:
-        student: A Whisper. If its head is the embedding, the one that is returned must be used, for the loss alone:
-            the embedding's gradient is added to the head's, in place.
+        student: A Whisper.
         input_ids: ``[rows, tokens]``.
     """
     embedding, head = student.model.decoder.embed_tokens, student.proj_out.weight
     if embedding.weight is head and head.requires_grad and is_plain(embedding) and not torch.compiler.is_compiling():
         return _TiedEmbedding.apply(head, input_ids, embedding.padding_idx)  # type: ignore[no-any-return, no-untyped-call]
-    return embedding(input_ids), head
+    return embedding(input_ids), None
 
 
 class _TiedEmbedding(torch.autograd.Function):
