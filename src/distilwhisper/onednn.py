@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_SMALL_WEIGHT = 2**17
+"""Numbers of a weight below which PyTorch's own linear is as fast, and its gradient needs no call of Python's."""
+
 
 def has_onednn(tensor: Tensor) -> bool:
     """Return whether oneDNN is there for the products of a tensor: float32 on a CPU (MPS and some builds have none)."""
@@ -34,7 +37,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         weight: ``[out, in]``.
         bias: ``[out]``.
     """
-    if not has_onednn(inputs) or torch.is_autocast_enabled("cpu"):
+    if weight.numel() < _SMALL_WEIGHT or not has_onednn(inputs) or torch.is_autocast_enabled("cpu"):
         return torch.nn.functional.linear(inputs, weight, bias)
     return _Linear.apply(inputs, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
 
