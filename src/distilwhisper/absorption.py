@@ -87,11 +87,9 @@ def absorbed_step(
     hidden = decoder.embed_tokens(inputs) + decoder.embed_positions.weight[positions]
     for layer, memory in zip(decoder.layers, memories, strict=True):
         hidden = hidden + _self_attention(layer.self_attn, layer.self_attn_layer_norm(hidden), mask, memory)
-        normed = layer.encoder_attn_layer_norm(hidden)
         attention = layer.encoder_attn
-        hidden = hidden + attention.out_proj(
-            absorbed_attention(attention, attention.q_proj(normed), encoder_hidden_states)
-        )
+        queries = attention.q_proj(layer.encoder_attn_layer_norm(hidden))
+        hidden = hidden + attention.out_proj(absorbed_attention(attention, queries, encoder_hidden_states))
         hidden = hidden + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
     return decoder.layer_norm(hidden)  # type: ignore[no-any-return]
 
@@ -128,6 +126,7 @@ def absorbed_attention(attention: WhisperAttention, queries: Tensor, states: Ten
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
-    if len(left) == 1:
+    """Return ``left @ right.T`` row by row, ``[rows, m, n]`` of ``[rows, m, k]`` and ``[rows, n, k]``."""
+    if len(left) == 1:  # one product is up to twice as fast as a batch of one
         return linear(left[0], right[0])[None]
     return torch.bmm(left, right.transpose(1, 2))

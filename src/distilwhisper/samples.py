@@ -60,7 +60,7 @@ class MapSamples(Dataset[Sample]):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
-        """Return the samples of a batch: a ``datasets.Dataset`` reads rows together several times as fast."""
+        """Return the samples of a batch: a ``datasets.Dataset`` reads rows together in half the time or less."""
         indices, epoch = [int(self.rows[position]) for position in positions], self.epoch.get()
         if isinstance(self.dataset, datasets.Dataset):
             columns = self.dataset[indices]
